@@ -1,0 +1,3 @@
+//! Sterna beside stock QEMU over a shaped link.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The daemon: drive loop, VM registry, job journal, control API.

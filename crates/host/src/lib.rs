@@ -1,0 +1,1 @@
+//! The hands: QMP, guest memory, processes, TLS, sockets.

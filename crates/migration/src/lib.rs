@@ -1,0 +1,1 @@
+//! The brain: source and destination machines, tracker, policies.

@@ -1,0 +1,1 @@
+//! Pages on the wire: zero, same, ref, delta, zstd, raw.

@@ -1,0 +1,1 @@
+//! QEMU argument vectors: description, allow-list, rebuilding at a destination.

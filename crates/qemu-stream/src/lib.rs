@@ -1,0 +1,1 @@
+//! QEMU's migration stream, read and written.

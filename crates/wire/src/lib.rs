@@ -1,0 +1,1 @@
+//! Frames, hello and messages between two agents.

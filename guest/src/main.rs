@@ -1,0 +1,3 @@
+//! Test guest: loads whose every page can be checked.
+
+fn main() {}
