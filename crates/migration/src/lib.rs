@@ -1,1 +1,39 @@
-//! The brain: source and destination machines, tracker, policies.
+//! The brain of a move: what the two agents do, step by step, as pure machines.
+//!
+//! Facts and the time go in, effects come out; the agent performs the effects and reports back what happened. The same
+//! machines run in the simulator. Nothing here knows QEMU, sockets or the bytes of a page.
+//!
+//! ```text
+//!  SOURCE                                               DESTINATION
+//!  Preparing ---- Prepare ------------------------->    Starting    (QEMU started, waits for a stream)
+//!     |      <--- Prepared ------------------------- |  journal: prepared
+//!  Copying        pages, rounds                      |  Receiving
+//!     |           the policy says stop               |     |
+//!     |           journal: stopping                  |     |
+//!  Stopping       the guest stands; last pass        |     |
+//!  Flushing  ---- last pages, tail, root -------->   |  Loading     (all pages in, QEMU loads the devices)
+//!     |      <--- Loaded, root -------------------- -|  Loaded      (nothing runs; waits for the commit)
+//!  Offering       roots compared, journal: offered   |     |
+//!  Offered   ---- Commit ----------------------->    |  Entitling   journal: entitled
+//!     |                                              |  Resuming
+//!     |      <--- Running ------------------------- -|  Running     journal: running
+//!  Gone           journal: gone, its QEMU ends
+//!
+//!  Before Offered, anything that goes wrong leads to Returning (the guest runs on at the source) and Returned.
+//!  From Offered on the source waits: Running ends in Gone, Discarded in Returned, nothing else ends it.
+//!  Before Entitling, the destination may discard: its QEMU is killed and reaped, journalled, answered.
+//! ```
+//!
+//! Law 1 (never two running copies) is carried by types: the guest is resumed at the source only with a
+//! [`MayReturn`](source::MayReturn), at the destination only with an [`Entitlement`](destination::Entitlement), and the
+//! commit is sent only with a [`DurableOffer`](source::DurableOffer). Only the step that proves the right makes the token.
+#![no_std]
+
+extern crate alloc;
+
+pub mod destination;
+pub mod journal;
+pub mod outcome;
+pub mod policy;
+pub mod source;
+pub mod tracker;

@@ -1,0 +1,146 @@
+//! Pre-copy: rounds until the rest fits the downtime limit, and as long as one more round still makes it smaller.
+//!
+//! QEMU stops as soon as the rest fits the limit. Rounds over a small rest are cheap, though, and each one that halves
+//! the rest halves the time that the guest stands still; so this policy goes on until the rest no longer shrinks.
+
+use core::time::Duration;
+
+use alloc::format;
+
+use super::{Decision, Policy, RoundFacts};
+
+/// Rests below this are not worth another round: the hand-over's fixed part is longer.
+const NEGLIGIBLE: Duration = Duration::from_millis(1);
+/// A round shrinks the rest if it leaves less than this share of what the best round before left.
+const SHRINKS_PERCENT: u64 = 80;
+/// Rounds in a row that may fail to shrink the rest, while it does not fit the limit.
+const PATIENCE_ROUNDS: u32 = 12;
+/// Bytes on the wire, at most, in multiples of the guest's memory.
+const MEMORY_MULTIPLES: u64 = 16;
+/// Rounds, at most.
+const MAX_ROUNDS: u32 = 1000;
+
+/// The `precopy` strategy.
+#[derive(Debug)]
+pub struct Precopy {
+    max_downtime: Duration,
+    best_rest: Option<Duration>,
+    fruitless_rounds: u32,
+}
+
+impl Precopy {
+    /// Pre-copy that stops the guest for at most `max_downtime`, as far as can be foreseen.
+    #[must_use]
+    pub const fn new(max_downtime: Duration) -> Self {
+        Self { max_downtime, best_rest: None, fruitless_rounds: 0 }
+    }
+
+    fn shrank(&mut self, rest: Duration) -> bool {
+        let limit = self.best_rest.map(|best| best.as_micros() * u128::from(SHRINKS_PERCENT) / 100);
+        let shrank = limit.is_none_or(|limit| rest.as_micros() < limit);
+        if shrank {
+            self.best_rest = Some(rest);
+            self.fruitless_rounds = 0;
+        } else {
+            self.fruitless_rounds += 1;
+        }
+        shrank
+    }
+}
+
+impl Policy for Precopy {
+    fn name(&self) -> &'static str {
+        "precopy"
+    }
+
+    fn round_ended(&mut self, facts: &RoundFacts) -> Decision {
+        let rest = facts.link_rate.time_for(facts.rest_bytes);
+        let downtime = rest.saturating_add(facts.round_trip * 2);
+        let shrank = self.shrank(rest);
+        let fits = downtime <= self.max_downtime;
+        if fits && (rest <= NEGLIGIBLE || !shrank) {
+            return Decision::Stop;
+        }
+        let bytes_limit = facts.memory.0.saturating_mul(MEMORY_MULTIPLES);
+        let exhausted = facts.number >= MAX_ROUNDS || facts.total_wire_bytes.0 >= bytes_limit;
+        if exhausted || self.fruitless_rounds >= PATIENCE_ROUNDS {
+            return Decision::GiveUp(does_not_converge(facts, downtime, self.max_downtime));
+        }
+        Decision::NextRound
+    }
+}
+
+fn does_not_converge(
+    facts: &RoundFacts,
+    downtime: Duration,
+    limit: Duration,
+) -> alloc::string::String {
+    format!(
+        "pre-copy does not converge: after {} rounds {} pages are still to be sent, about {} ms at {}, expected at most \
+         {} ms; raise --max-downtime or --bandwidth, or move the guest when it writes less",
+        facts.number,
+        facts.dirty_pages,
+        downtime.as_millis(),
+        facts.link_rate,
+        limit.as_millis(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sterna_model::{ByteCount, Rate};
+
+    fn facts(number: u32, rest_kib: u64) -> RoundFacts {
+        RoundFacts {
+            number,
+            pages: 1000,
+            wire_bytes: ByteCount(1 << 20),
+            duration: Duration::from_millis(100),
+            dirty_pages: rest_kib / 4,
+            rest_bytes: ByteCount(rest_kib << 10),
+            link_rate: Rate { bytes_per_second: 12_500_000 },
+            round_trip: Duration::from_millis(1),
+            total_wire_bytes: ByteCount(u64::from(number) << 20),
+            memory: ByteCount(256 << 20),
+        }
+    }
+
+    fn run(rests_kib: impl IntoIterator<Item = u64>) -> (u32, Decision) {
+        let mut policy = Precopy::new(Duration::from_millis(300));
+        let mut number = 0;
+        for rest in rests_kib {
+            number += 1;
+            let decision = policy.round_ended(&facts(number, rest));
+            if decision != Decision::NextRound {
+                return (number, decision);
+            }
+        }
+        (number, Decision::NextRound)
+    }
+
+    #[test]
+    fn stops_at_once_when_nothing_is_left() {
+        assert_eq!(run([0]), (1, Decision::Stop));
+    }
+
+    #[test]
+    fn goes_on_while_rounds_shrink_a_rest_that_fits() {
+        assert_eq!(run([2000, 1000, 400, 390]), (4, Decision::Stop));
+    }
+
+    #[test]
+    fn never_stops_above_the_limit_and_ends_all_the_same() {
+        let (rounds, decision) = run(core::iter::repeat(100_000));
+        assert!(matches!(decision, Decision::GiveUp(_)), "{decision:?}");
+        assert_eq!(rounds, 1 + PATIENCE_ROUNDS);
+    }
+
+    #[test]
+    fn is_bounded_in_bytes() {
+        let mut policy = Precopy::new(Duration::from_millis(300));
+        let mut last = facts(2, 50_000);
+        last.total_wire_bytes = ByteCount(16 * (256 << 20));
+        assert!(matches!(policy.round_ended(&last), Decision::GiveUp(_)));
+    }
+}

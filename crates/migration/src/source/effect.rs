@@ -1,0 +1,114 @@
+//! What the source's machine is told, and what it asks for.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use sterna_model::{Refusal, Root};
+
+use crate::journal::SourceRecord;
+use crate::outcome::Outcome;
+use crate::policy::RoundFacts;
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Fact {
+    /// The destination's QEMU waits for the guest.
+    PeerPrepared,
+    /// The destination will not take the guest.
+    PeerRefused(Vec<Refusal>),
+    /// The destination reports a failure of its own, or broke the protocol.
+    PeerFailed(String),
+    /// The connection to the destination is gone.
+    PeerLost(String),
+    /// All workers are through with the round.
+    RoundEnded(RoundFacts),
+    /// The record is durable.
+    Journaled(SourceRecord),
+    /// The record could not be made durable.
+    JournalFailed(String),
+    /// The guest stands by our stop, and QEMU had not completed before: what the stream still brings is of this moment.
+    GuestStopped,
+    /// QEMU's stream came to its proper end. Before [`Fact::GuestStopped`] that is a completion of QEMU's own.
+    StreamCompleted,
+    /// QEMU's stream broke, or a command to QEMU failed; QEMU itself lives.
+    QemuFailed(String),
+    /// QEMU is gone.
+    QemuDied(String),
+    /// The last pages, the tail and this root were handed to the connections.
+    Flushed(Root),
+    /// The destination has loaded everything; the root is of what it has.
+    PeerLoaded(Root),
+    /// The destination runs the guest.
+    PeerRunning,
+    /// The destination's QEMU is dead, and it will accept no commit.
+    PeerDiscarded,
+    /// The destination cannot tell whether it ever ran the guest.
+    PeerUnknown(String),
+    /// The guest is as it was before the job.
+    GuestReturned,
+    /// The guest could not be resumed.
+    ReturnFailed(String),
+    /// The user ends the job.
+    CancelRequested,
+    /// A timer fired.
+    TimerFired(Timer),
+}
+
+/// The machine's deadlines. Setting one again moves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Timer {
+    /// The whole job's time-out.
+    Job,
+    /// The stopped guest waits for its last pages to be drained and sent.
+    Stop,
+    /// The stopped guest waits for the peer to say that it loaded.
+    Silence,
+    /// Time to ask the peer again.
+    Inquiry,
+}
+
+/// What to do. Performed in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask the destination to get ready.
+    Prepare,
+    /// Make a record durable; report [`Fact::Journaled`].
+    Journal(SourceRecord),
+    /// Let QEMU's stream begin, and the first round.
+    BeginCopy,
+    /// Begin the next round.
+    BeginRound,
+    /// QEMU completed by itself, with the guest stopped by it: resume the guest, and begin a new stream. What the
+    /// destination has stays valid, since contents are compared.
+    RestartStream,
+    /// Stop the guest, and only then let QEMU finish its stream.
+    StopGuest,
+    /// Send all that is left, the tail and the root; report [`Fact::Flushed`].
+    Flush,
+    /// Send the commit.
+    Commit(DurableOffer),
+    /// Tell the destination to discard what it has, if it can be reached.
+    Abort(String),
+    /// Ask the destination who owns the guest, over a new connection if need be.
+    Inquire,
+    /// Resume the guest here as it was before the job, end QEMU's migration, announce the guest; report
+    /// [`Fact::GuestReturned`].
+    ReturnGuest(MayReturn),
+    /// End our QEMU: the guest is the destination's.
+    DestroyGuest,
+    /// Set a timer.
+    SetTimer(Timer, Duration),
+    /// Unset a timer.
+    ClearTimer(Timer),
+    /// The job is over.
+    End(Outcome),
+}
+
+/// The right to send the commit: the roots agree and *offered* is durable.
+#[derive(Debug)]
+pub struct DurableOffer(pub(super) ());
+
+/// The right to resume the guest at the source: it was never offered, or the destination discarded it.
+#[derive(Debug)]
+pub struct MayReturn(pub(super) ());

@@ -1,0 +1,235 @@
+//! The source's machine, told as stories.
+
+extern crate std;
+
+use std::boxed::Box;
+use std::string::{String, ToString};
+use std::time::Duration;
+use std::vec::Vec;
+
+use sterna_model::{ByteCount, PageHash, PageId, Rate, Root};
+
+use super::{Effect, Fact, Limits, Source, Timer};
+use crate::journal::SourceRecord;
+use crate::outcome::{GuestIs, Outcome};
+use crate::policy::{Precopy, RoundFacts};
+
+fn facts(dirty_pages: u64) -> RoundFacts {
+    RoundFacts {
+        number: 1,
+        pages: 10,
+        wire_bytes: ByteCount(1),
+        duration: Duration::from_millis(1),
+        dirty_pages,
+        rest_bytes: ByteCount(dirty_pages * 4096),
+        link_rate: Rate { bytes_per_second: 125_000_000 },
+        round_trip: Duration::ZERO,
+        total_wire_bytes: ByteCount(1),
+        memory: ByteCount(1 << 28),
+    }
+}
+
+fn root(seed: u128) -> Root {
+    let mut root = Root::ZERO_MEMORY;
+    root.replace(PageId(1), PageHash::ZERO, PageHash::from_u128(seed));
+    root
+}
+
+/// A machine under test: performs journal writes at once unless told otherwise, and keeps all other effects.
+struct Story {
+    machine: Option<Source>,
+    effects: Vec<Effect>,
+    journal: Vec<SourceRecord>,
+    journal_works: bool,
+}
+
+impl Story {
+    fn begin() -> Self {
+        let mut effects = Vec::new();
+        let policy = Box::new(Precopy::new(Duration::from_millis(300)));
+        let machine = Some(Source::begin(policy, Limits::default(), &mut effects));
+        let mut story =
+            Self { machine, effects: Vec::new(), journal: Vec::new(), journal_works: true };
+        story.perform(effects);
+        story
+    }
+
+    fn then(mut self, fact: Fact) -> Self {
+        let mut effects = Vec::new();
+        self.machine = self.machine.take().map(|machine| machine.handle(fact, &mut effects));
+        self.perform(effects);
+        self
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Journal(record) if self.journal_works => {
+                    self.journal.push(record);
+                    let mut more = Vec::new();
+                    let fact = Fact::Journaled(record);
+                    self.machine =
+                        self.machine.take().map(|machine| machine.handle(fact, &mut more));
+                    self.perform(more);
+                }
+                other => self.effects.push(other),
+            }
+        }
+    }
+
+    fn did(&self, wanted: impl Fn(&Effect) -> bool) -> bool {
+        self.effects.iter().any(wanted)
+    }
+
+    fn returned(&self) -> bool {
+        self.did(|effect| matches!(effect, Effect::ReturnGuest(_)))
+    }
+
+    fn committed(&self) -> bool {
+        self.did(|effect| matches!(effect, Effect::Commit(_)))
+    }
+
+    fn outcome(&self) -> &Outcome {
+        self.machine.as_ref().unwrap().outcome().expect("the job should have ended")
+    }
+
+    fn copying() -> Self {
+        Self::begin().then(Fact::PeerPrepared)
+    }
+
+    fn flushing() -> Self {
+        Self::copying()
+            .then(Fact::RoundEnded(facts(0)))
+            .then(Fact::GuestStopped)
+            .then(Fact::StreamCompleted)
+    }
+
+    fn offered() -> Self {
+        Self::flushing().then(Fact::Flushed(root(1))).then(Fact::PeerLoaded(root(1)))
+    }
+}
+
+#[test]
+fn a_move_goes_through() {
+    let story = Story::offered();
+    assert!(story.committed());
+    let story = story.then(Fact::PeerRunning);
+    assert_eq!(*story.outcome(), Outcome::Done);
+    use SourceRecord::{Copying, Gone, Offered, Stopping};
+    assert_eq!(story.journal, [Copying, Stopping, Offered, Gone]);
+    assert!(matches!(story.effects.last(), Some(Effect::End(Outcome::Done))));
+    assert!(story.did(|effect| matches!(effect, Effect::DestroyGuest)) && !story.returned());
+}
+
+#[test]
+fn the_guest_is_not_stopped_before_stopping_is_durable() {
+    let mut story = Story::copying();
+    story.journal_works = false;
+    let story = story.then(Fact::RoundEnded(facts(0)));
+    assert!(!story.did(|effect| matches!(effect, Effect::StopGuest)));
+}
+
+#[test]
+fn the_commit_is_not_sent_before_offered_is_durable() {
+    let mut story = Story::flushing().then(Fact::Flushed(root(1)));
+    story.journal_works = false;
+    let story = story.then(Fact::PeerLoaded(root(1)));
+    assert!(!story.committed());
+    let story = story.then(Fact::CancelRequested);
+    assert!(!story.returned(), "too late to cancel");
+}
+
+#[test]
+fn different_roots_bring_the_guest_back() {
+    let story = Story::flushing().then(Fact::Flushed(root(1))).then(Fact::PeerLoaded(root(2)));
+    assert!(story.returned() && !story.committed());
+    let story = story.then(Fact::GuestReturned);
+    assert!(matches!(story.outcome(), Outcome::Failed(why) if why.contains("root")));
+    assert_eq!(story.journal.last(), Some(&SourceRecord::Returned));
+}
+
+#[test]
+fn everything_that_fails_before_the_offer_brings_the_guest_back() {
+    let stories = [Story::begin, Story::copying, Story::flushing];
+    let failures = [
+        Fact::PeerLost("reset".to_string()),
+        Fact::PeerFailed("disk full".to_string()),
+        Fact::QemuFailed("broken pipe".to_string()),
+        Fact::JournalFailed("disk full".to_string()),
+        Fact::PeerDiscarded,
+        Fact::PeerRunning,
+        Fact::CancelRequested,
+        Fact::TimerFired(Timer::Job),
+        Fact::TimerFired(Timer::Silence),
+    ];
+    for (number, begin) in stories.iter().enumerate() {
+        for failure in &failures {
+            let story = begin().then(failure.clone());
+            assert!(story.returned() && !story.committed(), "{number} {failure:?}");
+            let story = story.then(Fact::GuestReturned);
+            assert_eq!(story.outcome().guest_is(), GuestIs::Source);
+            assert!(matches!(story.outcome(), Outcome::Failed(_) | Outcome::Cancelled));
+        }
+    }
+}
+
+#[test]
+fn once_offered_only_the_peer_decides() {
+    for fact in [
+        Fact::PeerLost("reset".to_string()),
+        Fact::CancelRequested,
+        Fact::TimerFired(Timer::Job),
+        Fact::TimerFired(Timer::Silence),
+        Fact::TimerFired(Timer::Inquiry),
+        Fact::QemuFailed("late".to_string()),
+        Fact::GuestReturned,
+    ] {
+        let story = Story::offered().then(fact.clone());
+        assert!(
+            !story.returned() && story.machine.as_ref().unwrap().outcome().is_none(),
+            "{fact:?}"
+        );
+        let back = story.then(Fact::PeerDiscarded);
+        assert!(back.returned());
+    }
+    let lost = Story::offered().then(Fact::PeerLost(String::new()));
+    assert!(lost.did(|effect| matches!(effect, Effect::Inquire)));
+    assert_eq!(*lost.then(Fact::PeerRunning).outcome(), Outcome::Done);
+}
+
+#[test]
+fn a_spontaneous_completion_is_never_handed_over() {
+    let early = Story::copying().then(Fact::StreamCompleted);
+    assert!(early.did(|effect| matches!(effect, Effect::RestartStream)));
+    let asked = Story::copying().then(Fact::RoundEnded(facts(0))).then(Fact::StreamCompleted);
+    assert!(asked.did(|effect| matches!(effect, Effect::RestartStream)));
+    assert!(!asked.did(|effect| matches!(effect, Effect::Flush)));
+    let late = asked.then(Fact::GuestStopped).then(Fact::StreamCompleted);
+    assert!(
+        !late.did(|effect| matches!(effect, Effect::Flush)),
+        "a stop of the stream before does not count"
+    );
+}
+
+#[test]
+fn a_refusal_touches_nothing() {
+    let story = Story::begin().then(Fact::PeerRefused(Vec::new()));
+    assert_eq!(*story.outcome(), Outcome::Refused(Vec::new()));
+    assert!(!story.returned() && !story.did(|effect| matches!(effect, Effect::BeginCopy)));
+}
+
+#[test]
+fn a_dead_qemu_is_reported_lost() {
+    let story = Story::copying().then(Fact::QemuDied("signal 9".to_string()));
+    assert_eq!(story.outcome().guest_is(), GuestIs::Lost);
+}
+
+#[test]
+fn after_a_restart_offered_asks() {
+    let mut effects = Vec::new();
+    let machine = Source::resume_offered(Limits::default(), &mut effects);
+    assert!(matches!(effects[0], Effect::Inquire));
+    let machine = machine.handle(Fact::PeerRunning, &mut effects);
+    let machine = machine.handle(Fact::Journaled(SourceRecord::Gone), &mut effects);
+    assert_eq!(machine.outcome(), Some(&Outcome::Done));
+}

@@ -1,0 +1,309 @@
+//! The page tracker: which pages the destination lacks, who sends them, and how often they changed.
+//!
+//! Three parties share it without locks. The *reader* of QEMU's stream [reports](Tracker::report) pages. *Workers*
+//! [claim](Tracker::claim) them, each from its own stripes of the memory, so that a page always travels on the same
+//! connection and in the order of its versions. The drive loop [begins rounds](Tracker::begin_round) and
+//! [counts](Tracker::waiting).
+//!
+//! # Why contents may be read later
+//! A page is held by reference: only its number is remembered, its content is read from guest memory when it is sent.
+//! QEMU clears a page's dirty bit before it reports the page, so every write that the report stands for is visible to
+//! whoever reads after the report, and every later write is reported again. A claim therefore clears the page's mark
+//! *before* the worker reads it: a report that arrives in between marks it anew. A page torn by a write in progress is
+//! reported again, or, once the guest is stopped, cannot exist.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use sterna_model::PageId;
+
+/// Pages of a stripe: 2 MiB of guest memory, long enough for reads and batches to be sequential.
+const STRIPE_PAGES: usize = 512;
+const WORD_PAGES: usize = 64;
+const STRIPE_WORDS: usize = STRIPE_PAGES / WORD_PAGES;
+
+/// Shared tracker of one move.
+#[derive(Debug)]
+pub struct Tracker {
+    /// Reported, and not claimed since.
+    dirty: Box<[AtomicU64]>,
+    /// To be sent in the current round (from the second round on).
+    round: Box<[AtomicU64]>,
+    /// The last report said that the page is zero.
+    zero: Box<[AtomicU64]>,
+    /// Reports of each page, saturating: its dirty history.
+    reports: Box<[AtomicU8]>,
+    /// QEMU has reported everything once and had nothing left for a moment.
+    first_pass_over: AtomicBool,
+    pages: u32,
+    workers: usize,
+}
+
+/// Where a worker is in its stripes.
+#[derive(Debug)]
+pub struct Cursor {
+    worker: usize,
+    word: usize,
+}
+
+/// A page that a worker took to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// The page.
+    pub page: PageId,
+    /// QEMU reported it as zero, and any later write will be reported again: it need not be read.
+    pub zero: bool,
+    /// It was reported more than once: it changes, so its content is worth remembering for a delta.
+    pub hot: bool,
+}
+
+/// Which pages a worker may claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Round {
+    /// The first: whatever was reported, as it is reported. Pages that changed while they waited are held back, since
+    /// they would be sent twice.
+    First,
+    /// A later one: what [`Tracker::begin_round`] put into it.
+    Later,
+}
+
+impl Tracker {
+    /// A tracker for `pages` pages and `workers` workers; nothing is reported yet.
+    #[must_use]
+    pub fn new(pages: u32, workers: usize) -> Self {
+        let words = (pages as usize).div_ceil(WORD_PAGES);
+        let bits = || (0..words).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            dirty: bits(),
+            round: bits(),
+            zero: bits(),
+            reports: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+            first_pass_over: AtomicBool::new(false),
+            pages,
+            workers: workers.max(1),
+        }
+    }
+
+    /// Notes that QEMU reported `page`, and whether as zero. Called by the reader only.
+    pub fn report(&self, page: PageId, zero: bool) {
+        let (word, bit) = place(page);
+        let Some(reports) = self.reports.get(page.index()) else { return };
+        let count = reports.load(Ordering::Relaxed);
+        reports.store(count.saturating_add(1), Ordering::Relaxed);
+        if zero {
+            self.zero[word].fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.zero[word].fetch_and(!bit, Ordering::Relaxed);
+        }
+        // Release: whoever sees the mark sees the zero flag of this report or of a later one.
+        self.dirty[word].fetch_or(bit, Ordering::Release);
+    }
+
+    /// Notes that the destination lacks `page` after all (it asked again, or its connection broke).
+    pub fn give_back(&self, page: PageId) {
+        if page.0 < self.pages {
+            let (word, bit) = place(page);
+            self.zero[word].fetch_and(!bit, Ordering::Relaxed);
+            self.dirty[word].fetch_or(bit, Ordering::Release);
+        }
+    }
+
+    /// Notes that QEMU has gone through the whole memory once. Called by the reader.
+    pub fn end_first_pass(&self) {
+        self.first_pass_over.store(true, Ordering::Release);
+    }
+
+    /// Whether QEMU has gone through the whole memory once.
+    #[must_use]
+    pub fn first_pass_over(&self) -> bool {
+        self.first_pass_over.load(Ordering::Acquire)
+    }
+
+    /// Puts every marked page into the new round. Returns how many pages the round has.
+    pub fn begin_round(&self) -> u32 {
+        let mut pages = 0;
+        for (dirty, round) in self.dirty.iter().zip(&self.round) {
+            let taken = dirty.swap(0, Ordering::AcqRel);
+            pages += (round.fetch_or(taken, Ordering::AcqRel) | taken).count_ones();
+        }
+        pages
+    }
+
+    /// Pages that the destination lacks, as far as QEMU has told.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        let both = self.dirty.iter().zip(&self.round);
+        both.map(|(dirty, round)| {
+            (dirty.load(Ordering::Relaxed) | round.load(Ordering::Relaxed)).count_ones()
+        })
+        .sum()
+    }
+
+    /// A cursor at the start of a worker's stripes.
+    #[must_use]
+    pub fn cursor(&self, worker: usize) -> Cursor {
+        Cursor { worker: worker % self.workers, word: (worker % self.workers) * STRIPE_WORDS }
+    }
+
+    /// Takes up to `limit` pages from the worker's stripes, ascending, going on from its cursor, and clears their marks.
+    /// Returns how many pages it left out because they changed while waiting. When it takes none and the cursor is
+    /// [at the end](Cursor::is_at_end), the worker's stripes have been gone through; [`Cursor::rewind`] starts again.
+    pub fn claim(
+        &self,
+        round: Round,
+        cursor: &mut Cursor,
+        limit: usize,
+        taken: &mut impl Extend<Claim>,
+    ) -> u32 {
+        let mut left = limit;
+        let mut held_back = 0;
+        while left > 0 && cursor.word < self.dirty.len() {
+            let word = cursor.word;
+            let (mut bits, late) = self.claimable(round, word);
+            held_back += late.count_ones();
+            while bits.count_ones() as usize > left {
+                bits &= !(1 << (63 - bits.leading_zeros()));
+            }
+            left -= bits.count_ones() as usize;
+            let took_all = self.take(round, word, bits, taken);
+            if took_all || left > 0 {
+                cursor.advance(self.workers);
+            }
+        }
+        held_back
+    }
+
+    /// The pages of a word that can be claimed, and those that are left for the next round.
+    fn claimable(&self, round: Round, word: usize) -> (u64, u64) {
+        if round == Round::Later {
+            return (self.round[word].load(Ordering::Acquire), 0);
+        }
+        let marked = self.dirty[word].load(Ordering::Acquire);
+        let mut late = 0;
+        let mut rest = marked;
+        while rest != 0 {
+            let bit = rest & rest.wrapping_neg();
+            rest ^= bit;
+            let page = word * WORD_PAGES + bit.trailing_zeros() as usize;
+            if self.reports[page].load(Ordering::Relaxed) > 1 {
+                late |= bit;
+            }
+        }
+        (marked & !late, late)
+    }
+
+    /// Clears the marks of `bits` and hands the pages over. Returns whether nothing claimable stays in the word.
+    fn take(&self, round: Round, word: usize, bits: u64, taken: &mut impl Extend<Claim>) -> bool {
+        if bits != 0 {
+            self.round[word].fetch_and(!bits, Ordering::AcqRel);
+            self.dirty[word].fetch_and(!bits, Ordering::AcqRel);
+        }
+        let zeros = self.zero[word].load(Ordering::Acquire);
+        let mut rest = bits;
+        taken.extend(core::iter::from_fn(|| {
+            let bit = rest & rest.wrapping_neg();
+            rest ^= bit;
+            let page = word * WORD_PAGES + bit.trailing_zeros() as usize;
+            let number = u32::try_from(page).ok().filter(|_| bit != 0)?;
+            let hot = self.reports[page].load(Ordering::Relaxed) > 1;
+            Some(Claim { page: PageId(number), zero: zeros & bit != 0, hot })
+        }));
+        self.claimable(round, word).0 == 0
+    }
+}
+
+impl Cursor {
+    /// Whether all stripes of the worker have been gone through.
+    #[must_use]
+    pub fn is_at_end(&self, tracker: &Tracker) -> bool {
+        self.word >= tracker.dirty.len()
+    }
+
+    /// Goes back to the start of the worker's stripes.
+    pub fn rewind(&mut self) {
+        self.word = self.worker * STRIPE_WORDS;
+    }
+
+    fn advance(&mut self, workers: usize) {
+        self.word += 1;
+        if self.word.is_multiple_of(STRIPE_WORDS) {
+            self.word += (workers - 1) * STRIPE_WORDS;
+        }
+    }
+}
+
+/// The word of a page's mark, and its bit there.
+const fn place(page: PageId) -> (usize, u64) {
+    (page.index() / WORD_PAGES, 1 << (page.index() % WORD_PAGES))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
+    fn claim_all(tracker: &Tracker, round: Round, worker: usize, limit: usize) -> Vec<Claim> {
+        let mut all = Vec::new();
+        let mut cursor = tracker.cursor(worker);
+        while !cursor.is_at_end(tracker) {
+            let mut some = Vec::new();
+            tracker.claim(round, &mut cursor, limit, &mut some);
+            assert!(some.len() <= limit);
+            all.extend(some);
+        }
+        all
+    }
+
+    #[test]
+    fn a_page_dirtied_again_before_it_was_sent_is_sent_once() {
+        let tracker = Tracker::new(1000, 1);
+        tracker.report(PageId(7), false);
+        assert_eq!(tracker.begin_round(), 1);
+        tracker.report(PageId(7), false);
+        assert_eq!(tracker.waiting(), 1);
+        let claims = claim_all(&tracker, Round::Later, 0, 10);
+        assert_eq!(claims, [Claim { page: PageId(7), zero: false, hot: true }]);
+        assert_eq!(tracker.waiting(), 0);
+        tracker.report(PageId(7), true);
+        assert_eq!(tracker.begin_round(), 1, "a report after the claim counts");
+    }
+
+    #[test]
+    fn the_first_round_holds_changing_pages_back() {
+        let tracker = Tracker::new(1000, 1);
+        tracker.report(PageId(1), false);
+        tracker.report(PageId(2), false);
+        tracker.report(PageId(2), false);
+        let mut taken = Vec::new();
+        let mut cursor = tracker.cursor(0);
+        let held_back = tracker.claim(Round::First, &mut cursor, 100, &mut taken);
+        assert_eq!((taken.len(), held_back), (1, 1));
+        assert_eq!(tracker.waiting(), 1);
+        assert_eq!(tracker.begin_round(), 1);
+        assert_eq!(claim_all(&tracker, Round::Later, 0, 100)[0].page, PageId(2));
+    }
+
+    proptest! {
+        #[test]
+        fn every_page_is_claimed_by_one_worker_once(
+            pages in 1_u32..5000, workers in 1_usize..6, limit in 1_usize..300, seed: u64,
+        ) {
+            let tracker = Tracker::new(pages, workers);
+            let chosen: BTreeSet<u32> =
+                (0..pages).filter(|page| (seed >> (page % 61)) & 1 == 1).collect();
+            chosen.iter().for_each(|page| tracker.report(PageId(*page), page % 2 == 0));
+            let mut seen = BTreeSet::new();
+            for worker in 0..workers {
+                for claim in claim_all(&tracker, Round::First, worker, limit) {
+                    prop_assert!(seen.insert(claim.page.0));
+                    prop_assert_eq!(claim.zero, claim.page.0 % 2 == 0);
+                }
+            }
+            prop_assert_eq!(seen, chosen);
+            prop_assert_eq!(tracker.waiting(), 0);
+        }
+    }
+}
