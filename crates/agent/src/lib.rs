@@ -1,1 +1,2 @@
-//! The daemon: drive loop, VM registry, job journal, control API.
+//! The agent: one per host. It owns the VMs that run here, the jobs that move them, and the sockets that both are asked
+//! for over.

@@ -229,6 +229,7 @@ impl Resuming {
 }
 
 impl Running {
+    #[expect(clippy::needless_pass_by_value, reason = "a state's handle consumes the fact")]
     pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
             Fact::Asked => effects.push(Effect::Answer(Answer::Running)),
@@ -244,6 +245,7 @@ impl Running {
 }
 
 impl Discarding {
+    #[expect(clippy::needless_pass_by_value, reason = "a state's handle consumes the fact")]
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
             Fact::Killed if !self.killed => {

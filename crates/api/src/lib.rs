@@ -1,0 +1,15 @@
+//! What a client and the agent say to each other, and the report that every job ends in.
+//!
+//! The command line is one client; the types here are what it prints with `-o json`, so their keys are a contract.
+
+mod protocol;
+mod report;
+
+pub use protocol::{
+    ApiError, CheckView, Compress, JobView, MigrateOptions, MigrateRequest, Plan, Progress, Range,
+    Request, Response, Strategy, StrategyForecast, VmState, VmView,
+};
+pub use report::{
+    DiskReport, DowntimeParts, MemoryReport, PageCounts, PhaseTimes, Report, RoundReport,
+    VerifyReport, WireBytes,
+};
