@@ -1,1 +1,33 @@
-//! End-to-end tests on real QEMU, in two network namespaces.
+//! End-to-end tests on real QEMU: two network namespaces are two hosts.
+//!
+//! The library is the harness, for the tests in `tests/` and for the benchmark. From the bottom up:
+//! [`command`] runs programs, [`World`] is the networks, [`Guest`] an argument vector for QEMU,
+//! [`Host`] an agent in a namespace, [`GuestLog`] what a guest says about itself, [`Prober`] what a
+//! client sees, [`Vm`] a guest that is moved, and [`story`] puts them together. It knows of Sterna only
+//! what a user knows: the command line, the configuration, the report.
+//!
+//! Needs root, QEMU and iproute2. Two worlds run at a time on a machine, in whatever process.
+
+mod artifacts;
+pub mod command;
+mod error;
+mod guest;
+mod host;
+mod log;
+mod prober;
+mod qmp;
+mod residue;
+mod story;
+mod vm;
+mod world;
+
+pub use artifacts::{Accelerator, QEMU, cache, kernel_and_initrd, qemu10, repository, sterna};
+pub use error::{Error, Result, expect_that};
+pub use guest::Guest;
+pub use host::{Authority, Host, HostSetup, MOVE_LIMIT, Peer, with_json};
+pub use log::{GuestLog, Mark, Tick};
+pub use prober::{ProbeReport, Prober, ask_guest};
+pub use qmp::Qmp;
+pub use story::{Pair, Setup, can_run_here, make_disk, story};
+pub use vm::{Move, Vm};
+pub use world::{CLIENT_ADDRESS, Counters, GUEST_ADDRESS, GuestNetwork, Side, TAP, World};

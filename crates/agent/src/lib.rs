@@ -1,2 +1,29 @@
-//! The agent: one per host. It owns the VMs that run here, the jobs that move them, and the sockets that both are asked
-//! for over.
+//! The agent: one per host. It owns the VMs that run here, the jobs that move them, and the sockets over which both are
+//! asked for.
+//!
+//! ```text
+//! clients --unix socket--> control --> machines (VMs)      registry (whose a VM is)
+//!                                 \--> outgoing (a move that leaves)  --\
+//! peers --TCP, TLS--> visitors ------> incoming (a move that arrives) ----> jobs, journals
+//! at the start: recovery (what the journals say must be done)
+//! ```
+
+mod agent;
+mod checkup;
+mod config;
+mod control;
+mod incoming;
+mod jobs;
+mod journal;
+mod link;
+mod machines;
+mod outgoing;
+mod peer;
+mod random;
+mod recovery;
+mod registry;
+mod visitors;
+mod vm;
+
+pub use agent::{AgentError, run};
+pub use config::{Config, ConfigError, DEFAULT_PORT};

@@ -1,1 +1,12 @@
 //! The hands: QMP, guest memory, processes, TLS, sockets.
+
+pub mod clock;
+pub mod dirs;
+pub mod durable;
+pub mod memory;
+pub mod paths;
+pub mod pki;
+pub mod process;
+pub mod qmp;
+pub mod tls;
+pub mod usage;

@@ -84,10 +84,11 @@ impl Tracker {
         }
     }
 
-    /// Notes that QEMU reported `page`, and whether as zero. Called by the reader only.
-    pub fn report(&self, page: PageId, zero: bool) {
+    /// Notes that QEMU reported `page`, and whether as zero. Called by the reader only. Tells whether it is the page's
+    /// first report.
+    pub fn report(&self, page: PageId, zero: bool) -> bool {
         let (word, bit) = place(page);
-        let Some(reports) = self.reports.get(page.index()) else { return };
+        let Some(reports) = self.reports.get(page.index()) else { return false };
         let count = reports.load(Ordering::Relaxed);
         reports.store(count.saturating_add(1), Ordering::Relaxed);
         if zero {
@@ -97,6 +98,7 @@ impl Tracker {
         }
         // Release: whoever sees the mark sees the zero flag of this report or of a later one.
         self.dirty[word].fetch_or(bit, Ordering::Release);
+        count == 0
     }
 
     /// Notes that the destination lacks `page` after all (it asked again, or its connection broke).
@@ -137,6 +139,15 @@ impl Tracker {
             (dirty.load(Ordering::Relaxed) | round.load(Ordering::Relaxed)).count_ones()
         })
         .sum()
+    }
+
+    /// The pages of a worker's stripes, ascending.
+    pub fn pages_of(&self, worker: usize) -> impl Iterator<Item = PageId> + use<> {
+        let (pages, workers) = (self.pages as usize, self.workers);
+        let stripes = (worker % workers..pages.div_ceil(STRIPE_PAGES)).step_by(workers);
+        let of_stripe =
+            move |stripe: usize| stripe * STRIPE_PAGES..((stripe + 1) * STRIPE_PAGES).min(pages);
+        stripes.flat_map(of_stripe).filter_map(|page| u32::try_from(page).ok().map(PageId))
     }
 
     /// A cursor at the start of a worker's stripes.
@@ -294,7 +305,9 @@ mod tests {
             let tracker = Tracker::new(pages, workers);
             let chosen: BTreeSet<u32> =
                 (0..pages).filter(|page| (seed >> (page % 61)) & 1 == 1).collect();
-            chosen.iter().for_each(|page| tracker.report(PageId(*page), page % 2 == 0));
+            for page in &chosen {
+                prop_assert!(tracker.report(PageId(*page), page % 2 == 0));
+            }
             let mut seen = BTreeSet::new();
             for worker in 0..workers {
                 for claim in claim_all(&tracker, Round::First, worker, limit) {
@@ -303,6 +316,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(seen, chosen);
+            let all: BTreeSet<PageId> = (0..workers).flat_map(|worker| tracker.pages_of(worker)).collect();
+            prop_assert_eq!(all.len(), pages as usize);
             prop_assert_eq!(tracker.waiting(), 0);
         }
     }

@@ -1,1 +1,49 @@
 //! Pages on the wire: zero, same, ref, delta, zstd, raw.
+//!
+//! This is the middle of the memory pipeline. At the source, each worker thread owns one connection and one
+//! [`Encoder`]: it pushes the pages that it claimed, finishes the batch and writes the bytes as one frame. At the
+//! destination, one thread per connection owns a [`Decoder`] that gives the pages back to a [`PageStore`].
+//!
+//! ```text
+//!  guest page --> is_zero, page_hash --> what does the destination have? (Known, shared by all encoders)
+//!                                             |
+//!      zero | unchanged (nothing sent) | ref | delta (Bases: old contents, chunk digests) | literal
+//!                                             v
+//!      records + plain bytes + packed bytes (zstd, at the effort that the Governor picks) --> one batch
+//! ```
+//!
+//! What the source believes about the destination may be wrong or late: connections reorder, break and are replaced.
+//! No harm comes of it, since every record says what its page must hash to, and the decoder recomputes that hash. A
+//! wrong belief costs a round trip: the destination reports the page as missing and the source sends it as a literal.
+//!
+//! Pure: no clock, no thread, no I/O. The only foreign code is zstd and BLAKE3.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod assembly;
+mod bases;
+mod bytes;
+mod decoder;
+mod digest;
+mod encoder;
+mod format;
+mod governor;
+mod hash;
+mod known;
+mod pack;
+mod probe;
+mod runs;
+mod slots;
+
+pub use decoder::{BatchOutcome, DecodeError, Decoder, Missing, PageStore, Stored};
+pub use encoder::{
+    Batch, BatchStats, Encoder, EncoderConfig, Hint, NoMemory, PageCounts, PushError, Pushed, Sent,
+};
+pub use format::{FormatError, MAX_BATCH_BYTES, MAX_BATCH_PAGES};
+pub use governor::{BatchFacts, Governor};
+pub use hash::{PageKey, is_zero, page_hash};
+pub use known::{Entry, Known};
+pub use pack::{Effort, Level};

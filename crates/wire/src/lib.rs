@@ -1,1 +1,37 @@
-//! Frames, hello and messages between two agents.
+//! Frames, hello and messages between two agents: the bytes on the wire, and nothing that moves them.
+//!
+//! One connection carries [frames](frame): a header of 16 bytes and a payload whose length was checked against the limit
+//! of its kind before anything was allocated for it. The first frame of each direction is a [`Hello`] or its [`Reply`],
+//! which agree on protocol version and capabilities. After that a control connection carries one [`Message`] a frame
+//! (JSON), and a data connection carries batches of pages, the device state and probes, which this crate does not look
+//! into.
+//!
+//! ```text
+//!   migration --Message--> encode --payload--> FrameWriter --bytes--> TLS --bytes--> FrameReader --payload--> decode
+//! ```
+//!
+//! Pure: no I/O, no clock. A peer is hostile here: whatever it sends becomes a value, or an error that names what was
+//! expected and what was found; what it makes us allocate is bounded by the constants in [`frame`] and [`limits`].
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod answer;
+mod blob;
+pub mod frame;
+pub mod hello;
+mod json;
+pub mod limits;
+pub mod message;
+mod refusals;
+#[cfg(test)]
+mod tests;
+
+pub use answer::{AnswerState, GuestState, Sender, Verify};
+pub use blob::{Blob, PageKey, Text, Token};
+pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Header};
+pub use hello::{Agreed, Capabilities, Capability, Hello, HelloError, Offer, Reply, Role, Welcome};
+pub use json::JsonError;
+pub use message::{Message, MessageError};

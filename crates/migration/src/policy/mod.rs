@@ -72,7 +72,7 @@ impl Decision {
 }
 
 /// When to copy on, when to stop the guest, when to give up.
-pub trait Policy: Send {
+pub trait Policy: Send + Sync {
     /// The strategy's name, as on the command line.
     fn name(&self) -> &'static str;
 

@@ -1,0 +1,321 @@
+//! The destination's guest memory: written page by page into the file behind it, with a table of what is there.
+//!
+//! Blocks on a shared backend are QEMU's own files; the others (ROMs, video memory) are staged in files of ours, from
+//! which the loader feeds QEMU. The table knows each page's version and hash, so that older versions are dropped,
+//! differences are applied only to what they were made against, and the root is there without reading anything again.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sterna_host::memory::{BlockMemory, MemoryError};
+use sterna_model::{BlockName, Layout, PAGE_BYTES, Page, PageHash, PageId, Root};
+use sterna_page_codec::{Missing, PageKey, PageStore, Stored, is_zero, page_hash};
+
+/// Locks for pages; a page's is that of its stripe.
+const LOCKS: usize = 64;
+/// Pages of a stripe, as at the source.
+const STRIPE_PAGES: usize = 512;
+/// Pages that are read at a time when all memory is read again.
+const SWEEP_PAGES: usize = 256;
+
+/// All memory of a guest that is being moved here.
+#[derive(Debug)]
+pub(super) struct DestinationMemory {
+    layout: Layout,
+    blocks: Vec<DestinationBlock>,
+    hashes: Box<[[AtomicU64; 2]]>,
+    versions: Box<[AtomicU32]>,
+    locks: Vec<Mutex<Root>>,
+    missing: Mutex<BTreeMap<PageId, u32>>,
+    asked: Mutex<Vec<(PageId, u32)>>,
+    hashed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct DestinationBlock {
+    memory: BlockMemory,
+    shared: bool,
+}
+
+impl DestinationMemory {
+    /// The memory of a guest with this layout; `shared` are the blocks that QEMU shares with us.
+    ///
+    /// # Errors
+    /// When a shared block is not as long as it should be or not in the layout, or a file cannot be made.
+    pub(super) fn open(layout: Layout, shared: Vec<BlockMemory>) -> Result<Self, MemoryError> {
+        let mut shared = shared;
+        let mut blocks = Vec::with_capacity(layout.blocks().len());
+        for block in layout.blocks() {
+            let length_bytes = u64::from(block.pages) * PAGE_BYTES as u64;
+            let at = shared.iter().position(|memory| *memory.block() == block.name);
+            blocks.push(match at {
+                Some(at) => {
+                    let memory = shared.swap_remove(at);
+                    check_length(&memory, length_bytes)?;
+                    // Whatever QEMU put there at its start is not the guest's.
+                    memory.punch(0, length_bytes)?;
+                    DestinationBlock { memory, shared: true }
+                }
+                None => {
+                    let memory = BlockMemory::staging(block.name.clone(), length_bytes)?;
+                    DestinationBlock { memory, shared: false }
+                }
+            });
+        }
+        if let Some(unknown) = shared.first() {
+            return Err(not_found(
+                unknown.block(),
+                "a block that the source has",
+                "none of this name",
+            ));
+        }
+        let pages = layout.pages() as usize;
+        Ok(Self {
+            layout,
+            blocks,
+            hashes: (0..pages).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
+            versions: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            locks: (0..LOCKS).map(|_| Mutex::default()).collect(),
+            missing: Mutex::default(),
+            asked: Mutex::default(),
+            hashed: AtomicU64::new(0),
+        })
+    }
+
+    /// The blocks' names and lengths.
+    #[must_use]
+    pub(super) const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The root of what is here.
+    #[must_use]
+    pub(super) fn root(&self) -> Root {
+        let mut root = Root::ZERO_MEMORY;
+        self.locks.iter().for_each(|part| root.add(*guard(part)));
+        root
+    }
+
+    /// Pages whose content was hashed.
+    #[must_use]
+    pub(super) fn pages_hashed(&self) -> u64 {
+        self.hashed.load(Ordering::Relaxed)
+    }
+
+    /// Pages to ask for since this was last called.
+    #[must_use]
+    pub(super) fn take_asked(&self) -> Vec<(PageId, u32)> {
+        std::mem::take(&mut *guard(&self.asked))
+    }
+
+    /// Whether pages were asked for that have not come.
+    #[must_use]
+    pub(super) fn lacks_pages(&self) -> bool {
+        !guard(&self.missing).is_empty()
+    }
+
+    /// A page's version and hash; version 0: it never came.
+    #[must_use]
+    pub(super) fn stored(&self, page: PageId) -> Option<Stored> {
+        let version = self.versions.get(page.index())?.load(Ordering::Acquire);
+        let [low, high] = &self.hashes[page.index()];
+        let number = u128::from(low.load(Ordering::Relaxed))
+            | u128::from(high.load(Ordering::Relaxed)) << 64;
+        Some(Stored { version, hash: PageHash::from_u128(number) })
+    }
+
+    /// The pages of blocks that QEMU has to be fed.
+    pub(super) fn staged_pages(&self) -> impl Iterator<Item = PageId> + '_ {
+        let staged =
+            self.layout.blocks().iter().zip(&self.blocks).filter(|(_, block)| !block.shared);
+        staged.flat_map(|(block, _)| block.page_numbers()).map(PageId)
+    }
+
+    /// Reads a page.
+    ///
+    /// # Errors
+    /// When its block cannot be read.
+    pub(super) fn read_page(&self, page: PageId, into: &mut Page) -> Result<(), MemoryError> {
+        let (block, offset) = self.place(page)?;
+        block.memory.read_at(offset, into)
+    }
+
+    /// Reads all memory again and compares it with the table: `--verify full`.
+    ///
+    /// # Errors
+    /// The first page that differs, or what kept a block from being read.
+    pub(super) fn sweep(&self, key: &PageKey) -> Result<(), String> {
+        let mut contents = vec![0; SWEEP_PAGES * PAGE_BYTES];
+        for (block, stored) in self.layout.blocks().iter().zip(&self.blocks) {
+            let numbers = block.page_numbers();
+            for first in numbers.clone().step_by(SWEEP_PAGES) {
+                let count = (numbers.end - first).min(SWEEP_PAGES as u32) as usize;
+                let contents = &mut contents[..count * PAGE_BYTES];
+                let offset = block.offset_bytes(PageId(first));
+                stored.memory.read_at(offset, contents).map_err(|error| error.to_string())?;
+                self.compare(first, contents, key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&self, first: u32, contents: &[u8], key: &PageKey) -> Result<(), String> {
+        for (page, content) in (first..).map(PageId).zip(contents.as_chunks::<PAGE_BYTES>().0) {
+            let expected = self.stored(page).map_or(PageHash::ZERO, |stored| stored.hash);
+            let found = if is_zero(content) { PageHash::ZERO } else { page_hash(key, content) };
+            if expected != found {
+                return Err(format!(
+                    "page {} differs when read again: expected {expected:?}, found {found:?}",
+                    page.0
+                ));
+            }
+        }
+        self.hashed.fetch_add(contents.len() as u64 / PAGE_BYTES as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn place(&self, page: PageId) -> Result<(&DestinationBlock, u64), MemoryError> {
+        match self.layout.block_index_of(page) {
+            Some(at) => Ok((&self.blocks[at], self.layout.blocks()[at].offset_bytes(page))),
+            None => Err(not_found(
+                self.blocks[0].memory.block(),
+                "a page of the guest",
+                &format!("page {}", page.0),
+            )),
+        }
+    }
+
+    /// Notes a page's new content, under its stripe's lock. Tells whether it is newer than what is there.
+    fn note(&self, page: PageId, entry: Stored, root: &mut Root) -> bool {
+        let before =
+            self.stored(page).unwrap_or(Stored { version: u32::MAX, hash: PageHash::ZERO });
+        if before.version >= entry.version {
+            return false;
+        }
+        root.replace(page, before.hash, entry.hash);
+        let number = entry.hash.to_u128();
+        let [low, high] = &self.hashes[page.index()];
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves of the hash")]
+        {
+            low.store(number as u64, Ordering::Relaxed);
+            high.store((number >> 64) as u64, Ordering::Relaxed);
+        }
+        self.versions[page.index()].store(entry.version, Ordering::Release);
+        let mut missing = guard(&self.missing);
+        if !missing.is_empty() && missing.get(&page).is_some_and(|version| *version < entry.version)
+        {
+            missing.remove(&page);
+        }
+        true
+    }
+
+    fn lock_of(&self, page: PageId) -> MutexGuard<'_, Root> {
+        guard(&self.locks[page.index() / STRIPE_PAGES % LOCKS])
+    }
+}
+
+/// One connection's hand on the memory.
+#[derive(Debug)]
+pub(super) struct Store<'a>(pub &'a DestinationMemory);
+
+impl PageStore for Store<'_> {
+    type Error = MemoryError;
+
+    fn entry(&mut self, page: PageId) -> Option<Stored> {
+        self.0.stored(page).filter(|stored| stored.version > 0)
+    }
+
+    fn read(&mut self, page: PageId, into: &mut Page) -> Result<(), MemoryError> {
+        self.0.hashed.fetch_add(1, Ordering::Relaxed);
+        self.0.read_page(page, into)
+    }
+
+    fn write_run(
+        &mut self,
+        first: PageId,
+        entries: &[Stored],
+        contents: &[u8],
+    ) -> Result<(), MemoryError> {
+        self.0.hashed.fetch_add(entries.len() as u64, Ordering::Relaxed);
+        let pages = contents.as_chunks::<PAGE_BYTES>().0;
+        let numbers = first.0..;
+        // One write for each part of the run that lies in one stripe and one block, all its pages newer.
+        let mut begun = 0;
+        while begun < entries.len() {
+            let page = PageId(numbers.start + u32::try_from(begun).unwrap_or(u32::MAX));
+            let (block, offset) = self.0.place(page)?;
+            let mut root = self.0.lock_of(page);
+            let in_stripe = STRIPE_PAGES - page.index() % STRIPE_PAGES;
+            let in_block =
+                usize::try_from((block.memory.length_bytes() - offset) / PAGE_BYTES as u64)
+                    .unwrap_or(usize::MAX);
+            let mut count = 0;
+            while count < in_stripe.min(in_block).min(entries.len() - begun) {
+                let next = PageId(page.0 + u32::try_from(count).unwrap_or(u32::MAX));
+                let newer = self
+                    .0
+                    .stored(next)
+                    .is_some_and(|stored| stored.version < entries[begun + count].version);
+                if !newer {
+                    break;
+                }
+                count += 1;
+            }
+            if count > 0 {
+                block.memory.write_at(offset, pages[begun..begun + count].as_flattened())?;
+                for (next, entry) in (page.0..).map(PageId).zip(&entries[begun..begun + count]) {
+                    self.0.note(next, *entry, &mut root);
+                }
+            }
+            begun += count.max(1);
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&mut self, first: PageId, count: u32, version: u32) -> Result<(), MemoryError> {
+        for page in (first.0..first.0.saturating_add(count)).map(PageId) {
+            let (block, offset) = self.0.place(page)?;
+            let mut root = self.0.lock_of(page);
+            let before = self.0.stored(page).map_or(PageHash::ZERO, |stored| stored.hash);
+            let newer = self.0.note(page, Stored { version, hash: PageHash::ZERO }, &mut root);
+            if newer && before != PageHash::ZERO {
+                block.memory.punch(offset, PAGE_BYTES as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, page: PageId, entry: Stored) -> Result<(), MemoryError> {
+        self.0.note(page, entry, &mut self.0.lock_of(page));
+        Ok(())
+    }
+
+    fn missing(&mut self, page: PageId, version: u32, _why: Missing) -> Result<(), MemoryError> {
+        guard(&self.0.missing).insert(page, version);
+        guard(&self.0.asked).push((page, version));
+        Ok(())
+    }
+}
+
+fn check_length(memory: &BlockMemory, expected_bytes: u64) -> Result<(), MemoryError> {
+    if memory.length_bytes() == expected_bytes {
+        return Ok(());
+    }
+    let (expected, found) =
+        (format!("{expected_bytes} bytes"), format!("{} bytes", memory.length_bytes()));
+    Err(not_found(memory.block(), &expected, &found))
+}
+
+fn not_found(block: &BlockName, expected: &str, found: &str) -> MemoryError {
+    MemoryError::NotFound {
+        block: block.clone(),
+        pid: 0,
+        expected: expected.into(),
+        found: found.into(),
+    }
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,223 @@
+//! Jobs: what this host moves, in either direction, as clients see it. The drive loops write here, clients look.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sterna_api::{JobView, Progress, Report};
+use sterna_host::clock;
+use sterna_model::{HostName, JobId, VmName};
+use tokio::sync::{Notify, watch};
+
+/// Jobs that are remembered after their end, at most; older ones are in their journals.
+const MAX_ENDED: usize = 1000;
+
+/// What this host is in a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It sends.
+    Source,
+    /// It receives.
+    Destination,
+}
+
+/// One job.
+#[derive(Debug)]
+pub(crate) struct Job {
+    id: JobId,
+    vm: VmName,
+    peer: HostName,
+    role: Role,
+    started_at: String,
+    status: watch::Sender<Status>,
+    cancelled: AtomicBool,
+    cancel: Notify,
+}
+
+/// Where a job is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Status {
+    /// The machine's state.
+    pub phase: &'static str,
+    /// Figures, at the source.
+    pub progress: Option<Progress>,
+    /// How it ended.
+    pub ended: Option<Ended>,
+    /// The report, at the source.
+    pub report: Option<Box<Report>>,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// In a word.
+    pub state: String,
+    /// Why, if it did not go well.
+    pub error: Option<String>,
+}
+
+impl Job {
+    /// A job that has just been accepted, or that is taken up again after a restart.
+    #[must_use]
+    pub(crate) fn new(
+        id: JobId,
+        vm: VmName,
+        peer: HostName,
+        role: Role,
+        started_at: String,
+    ) -> Arc<Self> {
+        let status = watch::Sender::new(Status { phase: "preparing", ..Status::default() });
+        let cancel = Notify::new();
+        Arc::new(Self {
+            id,
+            vm,
+            peer,
+            role,
+            started_at,
+            status,
+            cancelled: AtomicBool::new(false),
+            cancel,
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub(crate) const fn id(&self) -> &JobId {
+        &self.id
+    }
+
+    /// The other host.
+    #[must_use]
+    pub(crate) const fn peer(&self) -> &HostName {
+        &self.peer
+    }
+
+    /// The VM.
+    #[must_use]
+    pub(crate) const fn vm(&self) -> &VmName {
+        &self.vm
+    }
+
+    /// What this host is in it.
+    #[must_use]
+    pub(crate) const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// When it began, RFC 3339.
+    #[must_use]
+    pub(crate) fn started_at(&self) -> &str {
+        &self.started_at
+    }
+
+    /// Where it is, now and from now on.
+    #[must_use]
+    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// It has come to this phase.
+    pub(crate) fn set_phase(&self, phase: &'static str) {
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.phase, phase) != phase);
+    }
+
+    /// It has come this far.
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        self.status.send_modify(|status| status.progress = Some(progress));
+    }
+
+    /// It is over.
+    pub(crate) fn end(&self, state: &str, error: Option<String>, report: Option<Box<Report>>) {
+        let ended = Some(Ended { state: state.to_owned(), error });
+        self.status.send_modify(|status| {
+            status.ended = ended;
+            status.report = report;
+        });
+    }
+
+    /// Asks it to end.
+    pub(crate) fn request_cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.cancel.notify_one();
+    }
+
+    /// Waits until it is asked to end.
+    pub(crate) async fn cancel_requested(&self) {
+        while !self.cancelled.load(Ordering::Acquire) {
+            self.cancel.notified().await;
+        }
+    }
+
+    /// How `jobs` lists it.
+    #[must_use]
+    pub(crate) fn view(&self) -> JobView {
+        let status = self.status.borrow();
+        let role = match self.role {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        };
+        let state = status.ended.as_ref().map_or(status.phase, |ended| &ended.state);
+        JobView {
+            job: self.id.clone(),
+            vm: self.vm.clone(),
+            peer: self.peer.to_string(),
+            role: role.into(),
+            state: state.into(),
+            started_at: self.started_at.clone(),
+            error: status.ended.as_ref().and_then(|ended| ended.error.clone()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.status.borrow().ended.is_some()
+    }
+}
+
+/// All jobs that are remembered.
+#[derive(Debug, Default)]
+pub(crate) struct Jobs(Mutex<BTreeMap<JobId, Arc<Job>>>);
+
+impl Jobs {
+    /// A new job.
+    pub(crate) fn begin(&self, id: JobId, vm: VmName, peer: HostName, role: Role) -> Arc<Job> {
+        let job = Job::new(id, vm, peer, role, clock::wall_time());
+        self.insert(Arc::clone(&job));
+        job
+    }
+
+    /// Remembers a job; forgets the oldest that are over when there are too many.
+    pub(crate) fn insert(&self, job: Arc<Job>) {
+        let mut jobs = self.lock();
+        jobs.insert(job.id.clone(), job);
+        let over = jobs.values().filter(|job| job.is_over());
+        let mut over: Vec<_> = over.map(|job| (job.started_at.clone(), job.id.clone())).collect();
+        if over.len() > MAX_ENDED {
+            over.sort();
+            over.iter().take(over.len() - MAX_ENDED).for_each(|(_, id)| drop(jobs.remove(id)));
+        }
+    }
+
+    /// The job of this id.
+    #[must_use]
+    pub(crate) fn get(&self, id: &JobId) -> Option<Arc<Job>> {
+        self.lock().get(id).cloned()
+    }
+
+    /// All, oldest first.
+    #[must_use]
+    pub(crate) fn all(&self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<_> = self.lock().values().cloned().collect();
+        jobs.sort_by(|one, other| one.started_at.cmp(&other.started_at));
+        jobs
+    }
+
+    /// Jobs that are not over.
+    #[must_use]
+    pub(crate) fn running(&self) -> usize {
+        self.lock().values().filter(|job| !job.is_over()).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Job>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

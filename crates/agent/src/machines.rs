@@ -1,0 +1,200 @@
+//! What users do with VMs on this host: start, adopt, list, stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_api::{ApiError, VmView};
+use sterna_host::process::{Process, argv_of};
+use sterna_host::qmp::Qmp;
+use sterna_model::{Uuid, VmName};
+use sterna_qemu_args::serial_path;
+
+use crate::agent::Agent;
+use crate::registry::{Owner, Record};
+use crate::vm::{Launch, Live, Place, Vm, VmError, fresh_record, id_of, monitor_argument};
+
+/// Starts QEMU under the agent. The argument vector is the definition; the agent adds only its monitors.
+///
+/// # Errors
+/// When the name is taken, or QEMU does not come up.
+pub(crate) async fn start(
+    agent: &Arc<Agent>,
+    name: VmName,
+    argv: Vec<String>,
+    directory: &Path,
+) -> Result<VmView, ApiError> {
+    let Some((program, arguments)) = argv.split_first() else {
+        return Err(ApiError::usage("expected a QEMU program after --, found none"));
+    };
+    free_name(agent, &name)?;
+    let place = place_of(agent, &name)?;
+    let mut args = arguments.to_vec();
+    for socket in [&place.agent_qmp, &place.user_qmp] {
+        args.extend(["-qmp".to_owned(), monitor_argument(socket)]);
+    }
+    let program = find_program(program, directory)?;
+    let launch = Launch {
+        program: &program,
+        args: args.clone(),
+        directory,
+        log: &place.log,
+        qmp: &place.agent_qmp,
+    };
+    let live = Live::launch(launch).await.map_err(|error| failed(&error))?;
+    let mut definition = argv.clone();
+    definition[0] = program.to_string_lossy().into_owned();
+    let uuid = match uuid_of(&live.qmp).await {
+        Ok(uuid) => uuid,
+        Err(error) => {
+            let _ = live.kill().await;
+            return Err(error);
+        }
+    };
+    let mut record = fresh_record(name, uuid, &place, definition);
+    record.argv = std::iter::once(record.definition[0].clone()).chain(args).collect();
+    record.directory = directory.to_path_buf();
+    Ok(register(agent, record, live).await)
+}
+
+/// Takes a QEMU that runs already.
+///
+/// # Errors
+/// When the name is taken, or nobody, or another client's QEMU, is behind the socket.
+pub(crate) async fn adopt(
+    agent: &Arc<Agent>,
+    name: VmName,
+    qmp: &Path,
+    pid: Option<u32>,
+) -> Result<VmView, ApiError> {
+    free_name(agent, &name)?;
+    let place = place_of(agent, &name)?;
+    let pid = match pid {
+        Some(pid) => i32::try_from(pid)
+            .map_err(|_| ApiError::usage("expected a process id, found a larger number"))?,
+        None => peer_of(qmp)?,
+    };
+    let process = Process::attach(pid).map_err(|error| ApiError::failed(error.to_string()))?;
+    let process = process.ok_or_else(|| ApiError::failed(format!("there is no process {pid}")))?;
+    let argv = argv_of(pid).map_err(|error| {
+        ApiError::failed(format!("cannot read the arguments of {pid}: {error}"))
+    })?;
+    let argv: Vec<String> =
+        argv.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let directory =
+        std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
+    let live = Live::attach(process, qmp).await.map_err(|error| failed(&error))?;
+    let mut record = fresh_record(name, uuid_of(&live.qmp).await?, &place, argv);
+    record.agent_qmp = qmp.to_path_buf();
+    record.user_qmp = None;
+    record.directory = directory;
+    Ok(register(agent, record, live).await)
+}
+
+async fn register(agent: &Arc<Agent>, mut record: Record, live: Live) -> VmView {
+    record.process = Some(id_of(&live.process));
+    record.serial = serial_path(&record.definition).map(|path| record.directory.join(path));
+    let vm = Vm::new(record, Some(live));
+    agent.remember(&vm);
+    agent.registry.insert(Arc::clone(&vm));
+    agent.watch(&vm);
+    vm.view().await
+}
+
+/// All VMs that this host knows.
+pub(crate) async fn list(agent: &Agent) -> Vec<VmView> {
+    let mut views = Vec::new();
+    for vm in agent.registry.all() {
+        views.push(vm.view().await);
+    }
+    views
+}
+
+/// Powers a VM down, and quits its QEMU when that takes too long.
+///
+/// # Errors
+/// When a job has the VM, or its QEMU does not end.
+pub(crate) async fn stop(
+    agent: &Arc<Agent>,
+    vm: &Arc<Vm>,
+    grace: Duration,
+) -> Result<VmView, ApiError> {
+    if let Some(job) = vm.job() {
+        let name = vm.record().name;
+        return Err(ApiError::failed(format!("{name} is being moved by {job}; cancel that first")));
+    }
+    let owner = vm.record().owner;
+    if let Owner::Unknown { job } = &owner {
+        let why = format!(
+            "whose the guest is is not known after {job}; look at both hosts before ending either QEMU"
+        );
+        return Err(ApiError { exit_code: 4, ..ApiError::failed(why) });
+    }
+    let Some(live) = vm.live() else { return Ok(vm.view().await) };
+    if !grace.is_zero() && live.qmp.system_powerdown().await.is_ok() {
+        let _ = tokio::time::timeout(grace, live.process.exited()).await;
+    }
+    if !live.process.has_exited().unwrap_or(false) {
+        live.quit().await.map_err(|error| failed(&error))?;
+    }
+    vm.ended(|_| Owner::Ended);
+    agent.remember(vm);
+    Ok(vm.view().await)
+}
+
+fn free_name(agent: &Agent, name: &VmName) -> Result<(), ApiError> {
+    match agent.registry.get(name) {
+        Some(vm) if vm.live().is_some() => Err(ApiError::failed(format!(
+            "a VM named {name} runs here already; choose another name or stop it"
+        ))),
+        Some(vm) if matches!(vm.record().owner, Owner::Unknown { .. }) => Err(ApiError {
+            exit_code: 4,
+            ..ApiError::failed(format!("whose {name} is is not known; look at both hosts"))
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn place_of(agent: &Agent, name: &VmName) -> Result<Place, ApiError> {
+    Place::make(&agent.config.run_dir, &agent.config.state_dir, name)
+        .map_err(|error| failed(&error))
+}
+
+/// The program that a shell in `directory` would run.
+fn find_program(program: &str, directory: &Path) -> Result<PathBuf, ApiError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = if program.contains('/') {
+        Some(directory.join(program))
+    } else {
+        std::env::split_paths(&path)
+            .map(|folder| folder.join(program))
+            .find(|candidate| candidate.is_file())
+    };
+    let found = found.filter(|program| program.is_file());
+    found.ok_or_else(|| {
+        ApiError::failed(format!("there is no program {program}; install QEMU or give its path"))
+    })
+}
+
+async fn uuid_of(qmp: &Qmp) -> Result<Uuid, ApiError> {
+    let uuid = qmp.query_uuid().await.map_err(|error| ApiError::failed(error.to_string()))?;
+    if uuid.0 != [0; 16] {
+        return Ok(uuid);
+    }
+    crate::random::uuid().map_err(|error| ApiError::failed(format!("no random bytes: {error}")))
+}
+
+/// The process that listens on a unix socket.
+fn peer_of(socket: &Path) -> Result<i32, ApiError> {
+    let failed = |error: std::io::Error| {
+        ApiError::failed(format!("cannot connect to {}: {error}", socket.display()))
+    };
+    let stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
+    let peer =
+        rustix::net::sockopt::socket_peercred(&stream).map_err(|error| failed(error.into()))?;
+    Ok(peer.pid.as_raw_nonzero().get())
+}
+
+fn failed(error: &VmError) -> ApiError {
+    ApiError::failed(error.to_string())
+}

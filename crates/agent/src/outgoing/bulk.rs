@@ -1,0 +1,251 @@
+//! The bulk side of a move that leaves: data connections, workers, rounds.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sterna_host::tls::{Closer, DataStream};
+use sterna_migration::tracker::{Round, Tracker};
+use sterna_model::{PageId, Rate, Root};
+use sterna_page_codec::{Effort, Encoder, EncoderConfig, Governor, Known, PageKey};
+use sterna_wire::FrameWriter;
+
+use super::limiter::Limiter;
+use super::memory::SourceMemory;
+use super::worker::{InFlight, Order, Report, RoundDone, Shared, Totals, Worker};
+
+/// Memory for old contents and for digests of old contents, over all workers of a job.
+const CONTENT_CACHE_BYTES: usize = 12 << 20;
+const DIGEST_BYTES: usize = 20 << 20;
+
+/// What the drive loop hears from workers.
+pub(super) type Reports = Arc<dyn Fn(usize, Report) + Send + Sync>;
+
+/// How a job's pages are sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    /// Key of the page hashes.
+    pub key: [u8; 32],
+    /// A fixed effort, or what link and gain say.
+    pub effort: Option<Effort>,
+    /// At most this rate.
+    pub rate: Option<Rate>,
+}
+
+/// The workers of a job, and where its round stands.
+pub(super) struct Bulk {
+    shared: Arc<Shared>,
+    workers: Vec<Connected>,
+    round: RoundState,
+}
+
+struct Connected {
+    orders: Sender<Order>,
+    in_flight: Arc<InFlight>,
+    closer: Closer,
+}
+
+/// A round, while its workers are at it.
+#[derive(Debug)]
+struct RoundState {
+    number: u32,
+    begun: Instant,
+    waiting_for: usize,
+    sum: RoundDone,
+    frames: Vec<u64>,
+}
+
+/// A round that all workers are through with.
+#[derive(Clone, Debug)]
+pub(super) struct RoundSum {
+    /// Its number, from 1.
+    pub number: u32,
+    /// How long it took.
+    pub duration: Duration,
+    /// All workers' parts.
+    pub sum: RoundDone,
+    /// Frames of each connection so far.
+    pub frames: Vec<u64>,
+}
+
+impl Bulk {
+    /// Starts a worker for each connection.
+    ///
+    /// # Errors
+    /// In words, when a worker cannot be made.
+    pub(super) fn start(
+        links: Vec<(DataStream, FrameWriter)>,
+        memory: Arc<SourceMemory>,
+        tracker: Arc<Tracker>,
+        settings: &Settings,
+        reports: &Reports,
+    ) -> Result<Self, String> {
+        let known = Arc::new(Known::new(memory.layout().pages()));
+        let shared = Arc::new(Shared::new(tracker, memory, known, Limiter::new(settings.rate)));
+        let count = links.len();
+        let mut workers = Vec::with_capacity(count);
+        for (number, (link, frames)) in links.into_iter().enumerate() {
+            workers.push(start_worker(number, count, link, frames, &shared, settings, reports)?);
+        }
+        let round = RoundState::new(0, count);
+        Ok(Self { shared, workers, round })
+    }
+
+    /// Lets the workers begin the next round; the first one follows QEMU's first pass.
+    pub(super) fn begin_round(&mut self) {
+        let number = self.round.number + 1;
+        let round = if number == 1 {
+            Round::First
+        } else {
+            self.shared.tracker.begin_round();
+            Round::Later
+        };
+        self.order(number, Order::Round(round));
+    }
+
+    /// Lets the workers send all that is left, with the guest stopped.
+    pub(super) fn begin_last(&mut self) {
+        self.shared.tracker.begin_round();
+        self.order(self.round.number + 1, Order::Last);
+    }
+
+    fn order(&mut self, number: u32, order: Order) {
+        self.round = RoundState::new(number, self.workers.len());
+        for worker in &self.workers {
+            // A worker that is gone has reported why.
+            let _ = worker.orders.send(order);
+        }
+    }
+
+    /// A worker is through with its part. Gives the round when it was the last one.
+    pub(super) fn worker_done(&mut self, worker: usize, done: RoundDone) -> Option<RoundSum> {
+        let round = &mut self.round;
+        round.sum.pages += done.pages;
+        round.sum.wire_bytes += done.wire_bytes;
+        round.sum.held_back += done.held_back;
+        round.sum.root.add(done.root);
+        if let Some(frames) = round.frames.get_mut(worker) {
+            *frames = done.frames;
+        }
+        round.waiting_for = round.waiting_for.saturating_sub(1);
+        (round.waiting_for == 0).then(|| RoundSum {
+            number: round.number,
+            duration: round.begun.elapsed(),
+            sum: round.sum,
+            frames: round.frames.clone(),
+        })
+    }
+
+    /// The current round's number.
+    pub(super) fn round_number(&self) -> u32 {
+        self.round.number
+    }
+
+    /// The destination has applied so many frames of each connection.
+    pub(super) fn confirm(&self, frames: &[u64]) {
+        for (worker, frames) in self.workers.iter().zip(frames) {
+            worker.in_flight.confirm(*frames, &self.shared.known);
+        }
+    }
+
+    /// The destination asks for pages again.
+    pub(super) fn request(&self, pages: &[(PageId, u32)]) {
+        for (page, version) in pages {
+            // An older version than the one sent last is not missed.
+            let sent = self.shared.known.get(*page).map(|entry| entry.version);
+            if sent.is_none_or(|sent| sent <= *version) {
+                self.shared.request(*page);
+            }
+        }
+    }
+
+    /// Pages that the destination lacks.
+    pub(super) fn waiting_pages(&self) -> u64 {
+        u64::from(self.shared.tracker.waiting())
+    }
+
+    /// See [`Totals`].
+    pub(super) fn totals(&self) -> &Totals {
+        &self.shared.totals
+    }
+
+    /// Bytes handed to TLS.
+    pub(super) fn wire_bytes(&self) -> u64 {
+        self.shared.totals.wire_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The tracker.
+    pub(super) fn tracker(&self) -> &Tracker {
+        &self.shared.tracker
+    }
+
+    /// How many pages were sent how often, by the number of sends.
+    pub(super) fn resend_histogram(&self) -> Vec<u64> {
+        let mut histogram = Vec::new();
+        for page in (0..self.shared.known.pages()).map(PageId) {
+            let sends = self.shared.known.get(page).map_or(0, |entry| entry.version as usize);
+            if histogram.len() <= sends {
+                histogram.resize(sends + 1, 0);
+            }
+            histogram[sends] += 1;
+        }
+        histogram
+    }
+
+    /// Breaks off: workers that wait for the link end at once.
+    pub(super) fn abandon(&mut self) {
+        for worker in self.workers.drain(..) {
+            worker.closer.close();
+        }
+    }
+
+    /// Ends in order: the connections are closed when everything is written.
+    pub(super) fn finish(&mut self) {
+        self.workers.clear();
+    }
+}
+
+impl RoundState {
+    fn new(number: u32, workers: usize) -> Self {
+        let sum = RoundDone { root: Root::ZERO_MEMORY, ..RoundDone::default() };
+        Self { number, begun: Instant::now(), waiting_for: workers, sum, frames: vec![0; workers] }
+    }
+}
+
+fn start_worker(
+    number: usize,
+    count: usize,
+    link: DataStream,
+    frames: FrameWriter,
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    reports: &Reports,
+) -> Result<Connected, String> {
+    let config = EncoderConfig {
+        key: PageKey(settings.key),
+        known: Arc::clone(&shared.known),
+        content_cache_bytes: CONTENT_CACHE_BYTES / count,
+        digest_bytes: DIGEST_BYTES / count,
+    };
+    let (orders, inbox) = channel();
+    let in_flight = Arc::new(InFlight::default());
+    let closer = link.closer().map_err(|error| error.to_string())?;
+    let reports = Arc::clone(reports);
+    let worker = Worker {
+        number,
+        shared: Arc::clone(shared),
+        link,
+        frames,
+        encoder: Encoder::new(config).map_err(|error| error.to_string())?,
+        governor: settings.effort.map_or_else(Governor::automatic, Governor::fixed),
+        in_flight: Arc::clone(&in_flight),
+        orders: inbox,
+        reports: Box::new(move |report| reports(number, report)),
+    };
+    let spawned =
+        thread::Builder::new().name(format!("sterna-send-{number}")).spawn(move || worker.run());
+    spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
+    Ok(Connected { orders, in_flight, closer })
+}

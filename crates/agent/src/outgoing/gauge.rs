@@ -1,0 +1,342 @@
+//! The measurements of a move: what the policy is told at the end of a round, what the user sees, and the report.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sterna_api::{
+    DiskReport, DowntimeParts, MemoryReport, PageCounts, PhaseTimes, Progress, Report, RoundReport,
+    VerifyReport, WireBytes,
+};
+use sterna_migration::outcome::Outcome;
+use sterna_migration::policy::{Decision, RoundFacts};
+use sterna_model::{ByteCount, PAGE_BYTES, Rate};
+
+use super::bulk::{Bulk, RoundSum};
+use crate::jobs::Job;
+use crate::link::Link;
+
+/// Rounds that put less on the wire say nothing about the link's rate.
+const MIN_RATE_SAMPLE: ByteCount = ByteCount(256 << 10);
+/// Rounds with fewer pages say nothing about what a page costs.
+const MIN_COST_SAMPLE_PAGES: u64 = 32;
+/// Progress until the move is done, at most.
+const MAX_PERCENT: f64 = 99.9;
+
+/// Points in time of a move.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Marks {
+    /// The destination was prepared.
+    pub prepared: Option<Instant>,
+    /// The policy decided to stop.
+    pub decided: Option<Instant>,
+    /// QEMU was told to stop.
+    pub stop_sent: Option<Instant>,
+    /// It had stopped.
+    pub stopped: Option<Instant>,
+    /// Its stream was complete.
+    pub drained: Option<Instant>,
+    /// Everything was handed to the connections.
+    pub flushed: Option<Instant>,
+    /// The destination had loaded it.
+    pub loaded: Option<Instant>,
+    /// The commit was sent.
+    pub committed: Option<Instant>,
+    /// The guest runs at the destination, or here again.
+    pub running: Option<Instant>,
+    /// The source may be destroyed.
+    pub over: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Gauge {
+    begun: Instant,
+    /// Points in time.
+    pub marks: Marks,
+    /// The guest's memory, once known.
+    pub memory: ByteCount,
+    /// A message there and its answer.
+    pub round_trip: Duration,
+    /// The destination's QEMU start.
+    pub destination_start: Duration,
+    /// The destination agent's anonymous memory at most.
+    pub destination_memory: ByteCount,
+    /// Pages whose content the destination hashed.
+    pub pages_hashed: u64,
+    /// The roots agreed.
+    pub roots_match: bool,
+    /// Pages that the destination asked for again.
+    pub requested: u64,
+    /// Guest memory that changes per second, lately.
+    pub dirty_rate: Rate,
+    rounds: Vec<RoundReport>,
+    link_rate: Option<Rate>,
+    page_cost: Option<ByteCount>,
+    held_back: u64,
+    precopy_bytes: u64,
+    downtime_bytes: u64,
+    percent: f64,
+    recent: Option<(Instant, u64)>,
+    recent_rate: Rate,
+}
+
+impl Gauge {
+    /// A move that was accepted at this moment.
+    #[must_use]
+    pub(super) fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+            marks: Marks::default(),
+            memory: ByteCount(0),
+            round_trip: Duration::ZERO,
+            destination_start: Duration::ZERO,
+            destination_memory: ByteCount(0),
+            pages_hashed: 0,
+            roots_match: false,
+            requested: 0,
+            dirty_rate: Rate::default(),
+            rounds: Vec::new(),
+            link_rate: None,
+            page_cost: None,
+            held_back: 0,
+            precopy_bytes: 0,
+            downtime_bytes: 0,
+            percent: 0.0,
+            recent: None,
+            recent_rate: Rate::default(),
+        }
+    }
+
+    /// A round has ended; gives what the policy wants to know.
+    pub(super) fn round_ended(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
+        let wire_bytes = ByteCount(round.sum.wire_bytes);
+        self.precopy_bytes += round.sum.wire_bytes;
+        self.held_back += round.sum.held_back;
+        if wire_bytes >= MIN_RATE_SAMPLE || self.link_rate.is_none() {
+            self.link_rate = Some(Rate::of(wire_bytes, round.duration));
+        }
+        // Zero pages cost nothing, and do not become dirty again as such.
+        let zeros = if round.number == 1 { bulk.totals().zero.load(Ordering::Relaxed) } else { 0 };
+        let pages = round.sum.pages.saturating_sub(zeros);
+        if pages >= MIN_COST_SAMPLE_PAGES {
+            self.page_cost = Some(ByteCount(round.sum.wire_bytes / pages));
+        }
+        let dirty_pages = bulk.waiting_pages();
+        let cost = self.page_cost.unwrap_or(ByteCount(PAGE_BYTES as u64));
+        RoundFacts {
+            number: round.number,
+            pages: round.sum.pages,
+            wire_bytes,
+            duration: round.duration,
+            dirty_pages,
+            rest_bytes: ByteCount(dirty_pages.saturating_mul(cost.0)),
+            link_rate: self.link_rate.unwrap_or_default(),
+            round_trip: self.round_trip,
+            total_wire_bytes: ByteCount(bulk.wire_bytes()),
+            memory: self.memory,
+        }
+    }
+
+    /// What the policy made of a round.
+    pub(super) fn decided(&mut self, facts: &RoundFacts, decision: &Decision) {
+        self.rounds.push(RoundReport {
+            pages: facts.pages,
+            bytes_wire: facts.wire_bytes.0,
+            duration_ms: millis(facts.duration),
+            dirty_pages: facts.dirty_pages,
+            decision: decision.name(),
+        });
+    }
+
+    /// The last pages and the device state were handed to the connections.
+    pub(super) fn flushed(&mut self, round: &RoundSum, tail_bytes: u64) {
+        self.downtime_bytes += round.sum.wire_bytes + tail_bytes;
+    }
+
+    /// Where the move is, for the user.
+    pub(super) fn progress(&mut self, job: &Job, phase: &str, bulk: Option<&Bulk>) -> Progress {
+        let now = Instant::now();
+        let wire_bytes = bulk.map_or(0, Bulk::wire_bytes);
+        if let Some((at, bytes)) = self.recent {
+            self.recent_rate = Rate::of(ByteCount(wire_bytes.saturating_sub(bytes)), now - at);
+        }
+        self.recent = Some((now, wire_bytes));
+        let remaining = bulk.map_or(self.memory.0, |bulk| self.remaining_bytes(bulk));
+        let done = self.memory.0.saturating_sub(remaining);
+        if self.memory.0 > 0 && bulk.is_some() {
+            let permille = done.saturating_mul(1000) / self.memory.0;
+            let percent = f64::from(u32::try_from(permille).unwrap_or(1000)) / 10.0;
+            self.percent = self.percent.max(percent.min(MAX_PERCENT));
+        }
+        Progress {
+            job: job.id().clone(),
+            phase: phase.to_owned(),
+            elapsed_ms: u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            round: bulk.map_or(0, Bulk::round_number),
+            percent: self.percent,
+            memory_done_bytes: done,
+            memory_total_bytes: self.memory.0,
+            remaining_bytes: remaining,
+            wire_bytes,
+            rate_bytes_per_second: self.recent_rate.bytes_per_second,
+            dirty_bytes_per_second: self.dirty_rate.bytes_per_second,
+            eta_ms: self.eta_ms(remaining),
+        }
+    }
+
+    /// Before QEMU's first pass is over, what it has not reported yet is to be sent as well.
+    fn remaining_bytes(&self, bulk: &Bulk) -> u64 {
+        let page = PAGE_BYTES as u64;
+        if bulk.tracker().first_pass_over() {
+            return bulk.waiting_pages() * page;
+        }
+        let totals = bulk.totals();
+        let done = totals.pages_sent.load(Ordering::Relaxed);
+        self.memory.0.saturating_sub(done * page)
+    }
+
+    /// At the present rates; none when the guest writes at least as fast as we send.
+    fn eta_ms(&self, remaining_bytes: u64) -> Option<u64> {
+        let cost = self.page_cost.map_or(PAGE_BYTES as u64, |cost| cost.0.max(1));
+        let pages_per_second = self.recent_rate.bytes_per_second / cost;
+        let dirty_per_second = self.dirty_rate.bytes_per_second / PAGE_BYTES as u64;
+        let shrinking = pages_per_second.checked_sub(dirty_per_second).filter(|rate| *rate > 0)?;
+        Some(remaining_bytes / PAGE_BYTES as u64 * 1000 / shrinking)
+    }
+
+    /// The report of a job that is over.
+    pub(super) fn report(&self, ends: &Ends<'_>, outcome: &Outcome, bulk: Option<&Bulk>) -> Report {
+        let histogram = bulk.map(Bulk::resend_histogram).unwrap_or_default();
+        let sends = histogram.len().saturating_sub(1);
+        let (error, refusals) = match outcome {
+            Outcome::Done => (None, Vec::new()),
+            Outcome::Refused(refusals) => (Some(refusal_text(refusals)), refusals.clone()),
+            Outcome::Cancelled => (Some("cancelled by the user".to_owned()), Vec::new()),
+            Outcome::Failed(why) | Outcome::Unknown(why) | Outcome::Lost(why) => {
+                (Some(why.clone()), Vec::new())
+            }
+        };
+        Report {
+            job: ends.job.id().clone(),
+            vm: ends.job.vm().clone(),
+            strategy: ends.strategy.to_owned(),
+            source: ends.source.to_owned(),
+            destination: ends.job.peer().to_string(),
+            started_at: ends.job.started_at().to_owned(),
+            outcome: outcome.name(),
+            guest_is: outcome.guest_is(),
+            error,
+            refusals,
+            total_ms: millis(
+                self.marks.over.map_or_else(|| self.begun.elapsed(), |over| over - self.begun),
+            ),
+            downtime_ms: between(self.marks.stop_sent, self.marks.running),
+            downtime_parts_ms: self.downtime_parts(),
+            rounds: self.rounds.clone(),
+            wire_bytes: self.wire(ends.link),
+            pages: self.pages(bulk),
+            max_sends_per_page: u32::try_from(sends).unwrap_or(u32::MAX),
+            resend_histogram: histogram,
+            disk: DiskReport::default(),
+            memory: MemoryReport {
+                agent_peak_anon_bytes_source: ends.peak_memory.0,
+                agent_peak_anon_bytes_destination: self.destination_memory.0,
+            },
+            phases_ms: self.phases(),
+            verify: VerifyReport { pages_hashed: self.pages_hashed, roots_match: self.roots_match },
+        }
+    }
+
+    fn downtime_parts(&self) -> DowntimeParts {
+        let marks = &self.marks;
+        DowntimeParts {
+            stop: between(marks.stop_sent, marks.stopped),
+            drain: between(marks.stopped, marks.drained),
+            flush: between(marks.drained, marks.flushed),
+            load: between(marks.flushed, marks.loaded),
+            commit: between(marks.loaded, marks.committed),
+            resume: between(marks.committed, marks.running),
+        }
+    }
+
+    fn phases(&self) -> PhaseTimes {
+        let marks = &self.marks;
+        PhaseTimes {
+            prepare: between(Some(self.begun), marks.prepared),
+            destination_qemu_start: millis(self.destination_start),
+            copy: between(marks.prepared, marks.decided),
+            switchover: between(marks.decided, marks.running),
+            cleanup: between(marks.running, marks.over),
+        }
+    }
+
+    fn wire(&self, link: Option<&Link>) -> WireBytes {
+        let (sent, received) = link.map_or((0, 0), |link| {
+            let counts = link.counts();
+            (
+                counts.sent_bytes.load(Ordering::Relaxed),
+                counts.received_bytes.load(Ordering::Relaxed),
+            )
+        });
+        // Device state travels on the control connection, and is counted with the downtime.
+        WireBytes {
+            total: self.precopy_bytes + self.downtime_bytes + sent + received,
+            precopy: self.precopy_bytes,
+            downtime: self.downtime_bytes,
+            control: sent,
+            received,
+            ..WireBytes::default()
+        }
+    }
+
+    fn pages(&self, bulk: Option<&Bulk>) -> PageCounts {
+        let Some(totals) = bulk.map(Bulk::totals) else { return PageCounts::default() };
+        let count = |total: &std::sync::atomic::AtomicU64| total.load(Ordering::Relaxed);
+        let mut pages = PageCounts {
+            total: 0,
+            zero: count(&totals.zero),
+            same: count(&totals.unchanged),
+            r#ref: count(&totals.reference),
+            delta: count(&totals.delta),
+            compressed: count(&totals.compressed),
+            raw: count(&totals.raw),
+            held_back: self.held_back,
+            requested: self.requested,
+        };
+        pages.total =
+            pages.zero + pages.same + pages.r#ref + pages.delta + pages.compressed + pages.raw;
+        pages
+    }
+}
+
+/// What a report needs beside the measurements.
+pub(super) struct Ends<'a> {
+    /// The job.
+    pub job: &'a Job,
+    /// The strategy.
+    pub strategy: &'a str,
+    /// This host.
+    pub source: &'a str,
+    /// The control connection, if there was one.
+    pub link: Option<&'a Link>,
+    /// Our own anonymous memory at most.
+    pub peak_memory: ByteCount,
+}
+
+fn refusal_text(refusals: &[sterna_model::Refusal]) -> String {
+    let reasons: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    format!("refused: {}", reasons.join("; "))
+}
+
+fn between(from: Option<Instant>, to: Option<Instant>) -> f64 {
+    match (from, to) {
+        (Some(from), Some(to)) => millis(to.saturating_duration_since(from)),
+        _ => 0.0,
+    }
+}
+
+/// Milliseconds with microseconds behind the point.
+fn millis(time: Duration) -> f64 {
+    f64::from(u32::try_from(time.as_micros() % 1000).unwrap_or(0)) / 1000.0
+        + f64::from(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+}

@@ -1,0 +1,155 @@
+//! The source of a move: accepts the command, then performs what the source's machine asks for.
+//!
+//! ```text
+//! QEMU --> reader --marks--> tracker --claims--> workers --pages--> data connections
+//!            \--head, tail, end--> drive loop <--messages--> control connection
+//! ```
+
+mod bulk;
+mod drive;
+mod gauge;
+mod limiter;
+mod memory;
+mod preflight;
+mod qemu;
+mod reader;
+mod worker;
+
+pub(crate) use qemu::give_back;
+
+use std::sync::Arc;
+
+use sterna_api::{ApiError, MigrateOptions, MigrateRequest, Plan};
+use sterna_model::{Refusal, VmName};
+
+use crate::agent::Agent;
+use crate::control::vm_of;
+use crate::jobs::{Job, Role};
+use crate::journal::{Journal, Story};
+use crate::peer::{self, Destination};
+use crate::registry::Owner;
+use crate::vm::{Live, Vm};
+
+/// Data connections of a job, at most.
+const MAX_CONNECTIONS: u16 = 64;
+
+/// A move that can be begun.
+#[derive(Debug)]
+pub(crate) struct Move {
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Its QEMU.
+    pub live: Live,
+    /// Where to.
+    pub to: Destination,
+    /// How.
+    pub options: MigrateOptions,
+}
+
+/// Accepts a command to move a VM. What follows goes on without the client.
+///
+/// # Errors
+/// When it was asked for wrongly; everything else becomes the job's report.
+pub(crate) async fn begin(
+    agent: &Arc<Agent>,
+    request: &MigrateRequest,
+) -> Result<Arc<Job>, ApiError> {
+    let wanted = wanted(agent, &request.name, &request.destination, &request.options)?;
+    if agent.jobs.running() >= agent.config.limits.jobs {
+        let reason = format!("expected fewer than {} jobs at a time", agent.config.limits.jobs);
+        let refusal =
+            Refusal::new("too-many-jobs", reason, "wait for one to end, or raise limits.jobs");
+        return Err(ApiError::refused(vec![refusal]));
+    }
+    let no_random = |error: std::io::Error| ApiError::failed(format!("no random bytes: {error}"));
+    let id = crate::random::job_id().map_err(no_random)?;
+    let key = crate::random::bytes().map_err(no_random)?;
+    if let Err(other) = wanted.vm.begin_job(&id) {
+        let reason = format!("{} is being moved by {other} already", request.name);
+        let refusal = Refusal::new("vm-busy", reason, "wait for that job, or cancel it");
+        return Err(ApiError::refused(vec![refusal]));
+    }
+    let job = agent.jobs.begin(id, request.name.clone(), wanted.to.name.clone(), Role::Source);
+    tokio::spawn(drive::run(Arc::clone(agent), Arc::clone(&job), wanted, key));
+    Ok(job)
+}
+
+/// Takes a job up again whose journal ends in *offered*: the destination is asked until it answers.
+pub(crate) fn resume_offered(
+    agent: &Arc<Agent>,
+    job: Arc<Job>,
+    journal: Journal,
+    story: &Story,
+    vm: &Arc<Vm>,
+) {
+    let Some(live) = vm.live() else { return };
+    let known = agent.config.peers.get(&story.subject.peer).map(|peer| peer.address.clone());
+    let to = Destination { name: story.subject.peer.clone(), address: known.unwrap_or_default() };
+    if vm.begin_job(job.id()).is_ok() {
+        let wanted = Move { vm: Arc::clone(vm), live, to, options: MigrateOptions::default() };
+        tokio::spawn(drive::resume(Arc::clone(agent), job, wanted, journal, story.guest_ran));
+    }
+}
+
+/// Tells what keeps a VM from being moved. Predictions come with the strategies that need them.
+///
+/// # Errors
+/// When it was asked for wrongly.
+pub(crate) async fn plan(
+    agent: &Arc<Agent>,
+    name: &VmName,
+    destination: &str,
+    options: &MigrateOptions,
+) -> Result<Plan, ApiError> {
+    let wanted = wanted(agent, name, destination, options)?;
+    let mut refusals = preflight::check_options(options);
+    if let Err(more) = preflight::examine(&wanted.vm.record(), &wanted.live).await {
+        refusals.extend(more);
+    }
+    match crate::checkup::accepts(agent, &wanted.to).await {
+        Ok(more) => refusals.extend(more),
+        Err(error) => refusals.push(error.to_refusal()),
+    }
+    let recommended = refusals.is_empty().then(|| "precopy".to_owned());
+    Ok(Plan { strategies: Vec::new(), recommended, refusals })
+}
+
+/// What was asked for, if it makes sense.
+fn wanted(
+    agent: &Agent,
+    name: &VmName,
+    destination: &str,
+    options: &MigrateOptions,
+) -> Result<Move, ApiError> {
+    let vm = vm_of(agent, name)?;
+    match vm.record().owner {
+        Owner::MovedTo { host, .. } => {
+            return Err(ApiError::usage(format!("{name} was moved to {host}; ask there")));
+        }
+        Owner::Unknown { job } => {
+            let why = format!("whose {name} is is not known after {job}; look at both hosts");
+            return Err(ApiError { exit_code: 4, ..ApiError::failed(why) });
+        }
+        Owner::Incoming { job } => {
+            return Err(ApiError::usage(format!(
+                "{name} is being moved here by {job}; wait for that"
+            )));
+        }
+        Owner::Here | Owner::Ended | Owner::Lost => {}
+    }
+    let Some(live) = vm.live() else {
+        return Err(ApiError::usage(format!("{name} does not run; start it first")));
+    };
+    let to = peer::destination(agent, destination)
+        .map_err(|refusal| ApiError::refused(vec![refusal]))?;
+    if to.name == agent.config.name {
+        return Err(ApiError::usage(format!("{name} is on {} already", to.name)));
+    }
+    if !(1..=MAX_CONNECTIONS).contains(&options.connections) {
+        let found = options.connections;
+        return Err(ApiError::usage(format!(
+            "expected 1 to {MAX_CONNECTIONS} connections, found {found}"
+        )));
+    }
+    Ok(Move { vm, live, to, options: options.clone() })
+}

@@ -1,0 +1,259 @@
+//! The source's QEMU: held in its iterations, paced, stopped when we say, and given back as it was.
+//!
+//! # How QEMU is held
+//! A null block node of 1 TiB carries a dirty bitmap whose migration counts as pending bytes, so QEMU never finds that
+//! the rest fits its downtime limit. Where a QEMU lacks that, pacing keeps spontaneous completions rare; they must be
+//! expected either way, and are never handed over.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sterna_host::qmp::{MigrationParameters, MigrationStatus, Qmp, QmpError, RunState, Schema};
+use tracing::{debug, warn};
+
+const HOLD_NODE: &str = "sterna-hold";
+const HOLD_BITMAP: &str = "sterna-hold";
+const DESCRIPTOR: &str = "sterna-migration";
+/// The hold's size and granularity: 2 MiB of bitmap, 1 TiB of pending bytes.
+const HOLD_BYTES: u64 = 1 << 40;
+const HOLD_GRANULARITY_BYTES: u64 = 1 << 16;
+/// As fast as it goes.
+const UNLIMITED: u64 = 1 << 40;
+/// The least that QEMU accepts and that makes it sync before it completes (QEMU 7.2 skips the sync at 0).
+const HELD_DOWNTIME_MS: u64 = 1;
+/// The most that QEMU accepts.
+const RELEASED_DOWNTIME_MS: u64 = 2_000_000;
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// QEMU leaves its last pass within this.
+const CONT_DEADLINE: Duration = Duration::from_secs(5);
+/// A migration that was told to end does so within this.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A QEMU whose guest is being moved away.
+#[derive(Debug)]
+pub(super) struct SourceQemu {
+    qmp: Qmp,
+    held: bool,
+    before: Before,
+}
+
+/// What is put back when the guest stays.
+#[derive(Debug)]
+struct Before {
+    guest_ran: bool,
+    max_bandwidth: Option<u64>,
+    downtime_limit: Option<u64>,
+}
+
+/// How our stop went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The guest stands by our stop; QEMU has not completed before.
+    Ours,
+    /// QEMU completed by itself before our stop took hold.
+    TooLate,
+}
+
+impl SourceQemu {
+    /// Makes a QEMU ready. Nothing that the guest notices happens.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub(super) async fn prepare(qmp: Qmp, schema: &Schema) -> Result<Self, QmpError> {
+        let status = qmp.query_status().await?;
+        let parameters =
+            qmp.execute("query-migrate-parameters", Value::Null, COMMAND_TIMEOUT).await?;
+        let number = |name: &str| parameters.get(name).and_then(Value::as_u64);
+        let before = Before {
+            guest_ran: status.running,
+            max_bandwidth: number("max-bandwidth"),
+            downtime_limit: number("downtime-limit"),
+        };
+        let mut qemu = Self { qmp, held: false, before };
+        let can_hold = schema.has_migration_capability("dirty-bitmaps")
+            && schema.has_blockdev_driver("null-co")
+            && schema.has_command("block-dirty-bitmap-add");
+        if can_hold {
+            match qemu.add_hold().await {
+                Ok(()) => qemu.held = true,
+                Err(error) => warn!(%error, "QEMU cannot be held by a bitmap; it is only paced"),
+            }
+        }
+        Ok(qemu)
+    }
+
+    /// Whether the guest ran when the job began.
+    #[must_use]
+    pub(super) const fn guest_ran(&self) -> bool {
+        self.before.guest_ran
+    }
+
+    async fn add_hold(&self) -> Result<(), QmpError> {
+        // A job that was cut off may have left one.
+        self.remove_hold().await;
+        let node = json!({"driver": "null-co", "node-name": HOLD_NODE, "size": HOLD_BYTES});
+        self.run("blockdev-add", node).await?;
+        let bitmap =
+            json!({"node": HOLD_NODE, "name": HOLD_BITMAP, "granularity": HOLD_GRANULARITY_BYTES});
+        self.run("block-dirty-bitmap-add", bitmap).await?;
+        let mapping = json!([{"node-name": HOLD_NODE, "alias": HOLD_NODE, "bitmaps": [{"name": HOLD_BITMAP, "alias": HOLD_BITMAP}]}]);
+        let parameters =
+            MigrationParameters { block_bitmap_mapping: Some(mapping), ..Default::default() };
+        self.qmp.set_migration_parameters(&parameters).await?;
+        self.qmp.set_migration_capabilities(&[("dirty-bitmaps", true)]).await
+    }
+
+    async fn remove_hold(&self) {
+        for (command, arguments) in [
+            ("block-dirty-bitmap-remove", json!({"node": HOLD_NODE, "name": HOLD_BITMAP})),
+            ("blockdev-del", json!({"node-name": HOLD_NODE})),
+        ] {
+            if let Err(error) = self.run(command, arguments).await {
+                debug!(%error, command, "no hold to remove");
+            }
+        }
+    }
+
+    /// Begins a stream, as fast as QEMU can; gives our end of it.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub(super) async fn begin(&self) -> Result<UnixStream, QmpError> {
+        let parameters = MigrationParameters {
+            max_bandwidth: Some(UNLIMITED),
+            downtime_limit: Some(HELD_DOWNTIME_MS),
+            ..Default::default()
+        };
+        self.qmp.set_migration_parameters(&parameters).await?;
+        let (ours, theirs) = UnixStream::pair().map_err(|error| local(&error))?;
+        let name = json!({"fdname": DESCRIPTOR});
+        self.qmp.execute_with_fd("getfd", name, OwnedFd::from(theirs), COMMAND_TIMEOUT).await?;
+        self.qmp.migrate(&format!("fd:{DESCRIPTOR}")).await?;
+        Ok(ours)
+    }
+
+    /// Lets QEMU write about so many bytes per second; `None`: as fast as it can.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub(super) async fn pace(&self, bytes_per_second: Option<u64>) -> Result<(), QmpError> {
+        let max_bandwidth = Some(bytes_per_second.unwrap_or(UNLIMITED));
+        self.qmp
+            .set_migration_parameters(&MigrationParameters { max_bandwidth, ..Default::default() })
+            .await
+    }
+
+    /// Stops the guest, and makes sure that it was we who did.
+    ///
+    /// # Errors
+    /// When QEMU does not answer; the guest may then stand or run.
+    pub(super) async fn stop(&self) -> Result<Stop, QmpError> {
+        self.qmp.stop().await?;
+        // Still active after the stop was acknowledged: it cannot have completed before.
+        let active = matches!(self.qmp.query_migrate().await?.status, MigrationStatus::Active);
+        Ok(if active { Stop::Ours } else { Stop::TooLate })
+    }
+
+    /// Lets QEMU end its stream, after [`SourceQemu::stop`].
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub(super) async fn finish(&self) -> Result<(), QmpError> {
+        let parameters = MigrationParameters {
+            max_bandwidth: Some(UNLIMITED),
+            downtime_limit: Some(RELEASED_DOWNTIME_MS),
+            ..Default::default()
+        };
+        self.qmp.set_migration_parameters(&parameters).await
+    }
+
+    /// After a completion of QEMU's own: the guest goes on as before, and a new stream can begin.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub(super) async fn resume_after_completion(&self) -> Result<(), QmpError> {
+        end_migration(&self.qmp).await?;
+        if self.before.guest_ran { resume(&self.qmp).await } else { Ok(()) }
+    }
+
+    /// Gives the guest back as it was before the job: migration ended, run state, parameters, announced.
+    ///
+    /// # Errors
+    /// When it is not certain that the guest is as before.
+    pub(super) async fn give_back(&self) -> Result<(), QmpError> {
+        give_back(&self.qmp, self.before.guest_ran).await?;
+        let (max_bandwidth, downtime_limit) =
+            (self.before.max_bandwidth, self.before.downtime_limit);
+        let parameters =
+            MigrationParameters { max_bandwidth, downtime_limit, ..Default::default() };
+        if let Err(error) = self.qmp.set_migration_parameters(&parameters).await {
+            warn!(%error, "QEMU's migration parameters could not be put back");
+        }
+        if self.held {
+            self.clear_hold().await;
+        }
+        Ok(())
+    }
+
+    async fn clear_hold(&self) {
+        if let Err(error) = self.qmp.set_migration_capabilities(&[("dirty-bitmaps", false)]).await {
+            warn!(%error, "the capability dirty-bitmaps could not be switched off again");
+        }
+        self.remove_hold().await;
+    }
+
+    async fn run(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.qmp.execute(command, arguments, COMMAND_TIMEOUT).await
+    }
+}
+
+/// Ends any migration and restores the run state. Also what a restarted agent does.
+///
+/// # Errors
+/// When it is not certain that the guest is as before.
+pub(crate) async fn give_back(qmp: &Qmp, guest_ran: bool) -> Result<(), QmpError> {
+    end_migration(qmp).await?;
+    if guest_ran {
+        resume(qmp).await?;
+    }
+    if let Err(error) = qmp.announce_self().await {
+        warn!(%error, "the guest could not be announced on its network");
+    }
+    Ok(())
+}
+
+async fn resume(qmp: &Qmp) -> Result<(), QmpError> {
+    let status = qmp.query_status().await?;
+    // A guest that shut down, reset, paniced or met an I/O error meanwhile stays as its QEMU left it.
+    let ours =
+        matches!(status.status, RunState::Paused | RunState::PostMigrate | RunState::FinishMigrate);
+    if ours { qmp.cont_after_migration(CONT_DEADLINE).await } else { Ok(()) }
+}
+
+async fn end_migration(qmp: &Qmp) -> Result<(), QmpError> {
+    let until = tokio::time::Instant::now() + CANCEL_DEADLINE;
+    let mut cancelled = false;
+    loop {
+        let status = qmp.query_migrate().await?.status;
+        if status.is_over() || matches!(status, MigrationStatus::None) {
+            return Ok(());
+        }
+        if !cancelled {
+            qmp.migrate_cancel().await?;
+            cancelled = true;
+        }
+        if tokio::time::Instant::now() > until {
+            return Err(QmpError::Timeout {
+                command: "migrate_cancel".into(),
+                waited: CANCEL_DEADLINE,
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn local(error: &std::io::Error) -> QmpError {
+    QmpError::Protocol { expected: "a pair of sockets".into(), found: error.to_string() }
+}

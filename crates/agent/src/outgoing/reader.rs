@@ -1,0 +1,213 @@
+//! The reader: drains QEMU's stream at once, on a thread of its own, and keeps only page numbers.
+//!
+//! ```text
+//! QEMU --socket--> read --> Parser --> page reported --> Tracker (a mark)
+//!                                 \--> contents of blocks that cannot be read from outside --> staging
+//!                                 \--> head, tail, end --> the drive loop
+//! ```
+//! QEMU must never wait for us: in its last pass it would wait holding its big lock, with the guest stopped.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sterna_migration::tracker::Tracker;
+use sterna_model::{Layout, PageId};
+use sterna_qemu_stream::{Command, Configuration, Event, Parser, RamPartKind, RamSection};
+
+use super::memory::SourceMemory;
+
+/// Bytes that are read at a time.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What the drive loop hears from the reader.
+#[derive(Debug)]
+pub(super) enum StreamEvent {
+    /// The stream's beginning: once.
+    Head(Box<Head>),
+    /// The stream came to its proper end; this is what followed guest memory.
+    Completed(Box<Tail>),
+    /// The stream broke.
+    Broken(String),
+}
+
+/// What a stream begins with.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    /// The configuration section.
+    pub configuration: Configuration,
+    /// The RAM section's numbers.
+    pub ram: RamSection,
+    /// The memory, ready to be read.
+    pub memory: Arc<SourceMemory>,
+    /// The tracker that the reader marks.
+    pub tracker: Arc<Tracker>,
+}
+
+/// What a stream ends with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tail {
+    /// Commands that the destination's QEMU has to see before the end of guest memory.
+    pub commands: Vec<Command>,
+    /// Device state, end mark and description.
+    pub bytes: Vec<u8>,
+}
+
+/// What the reader counts while it reads; the pacer looks at it.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Pages that QEMU reported.
+    pub pages: AtomicU64,
+    /// Pieces of the RAM section: QEMU's iterations.
+    pub parts: AtomicU64,
+    /// Bytes of the stream.
+    pub bytes: AtomicU64,
+}
+
+/// Makes the memory and the tracker for a layout, or takes those of the stream before.
+pub(super) type Prepare =
+    Box<dyn FnMut(&Layout) -> io::Result<(Arc<SourceMemory>, Arc<Tracker>)> + Send>;
+
+/// One stream's reader.
+pub(super) struct Reader {
+    /// QEMU's end writes here.
+    pub stream: UnixStream,
+    /// See [`Prepare`].
+    pub prepare: Prepare,
+    /// See [`Counters`].
+    pub counters: Arc<Counters>,
+    /// Where events go.
+    pub events: Box<dyn Fn(StreamEvent) + Send>,
+}
+
+impl Reader {
+    /// Reads the stream to its end, and tells how it ended.
+    pub(super) fn run(self) {
+        let Self { mut stream, prepare, counters, events } = self;
+        let mut state = State {
+            prepare,
+            counters,
+            events,
+            head: None,
+            reported: 0,
+            opened: None,
+            tail: Tail::default(),
+            failed: None,
+        };
+        let end = state.read_all(&mut stream);
+        (state.events)(match end {
+            Ok(()) => StreamEvent::Completed(Box::new(state.tail)),
+            Err(why) => StreamEvent::Broken(why),
+        });
+    }
+}
+
+struct State {
+    prepare: Prepare,
+    counters: Arc<Counters>,
+    events: Box<dyn Fn(StreamEvent) + Send>,
+    head: Option<Configuration>,
+    /// Pages reported at least once.
+    reported: u32,
+    opened: Option<Opened>,
+    tail: Tail,
+    failed: Option<String>,
+}
+
+struct Opened {
+    memory: Arc<SourceMemory>,
+    tracker: Arc<Tracker>,
+    pages: u32,
+}
+
+impl State {
+    fn read_all(&mut self, stream: &mut UnixStream) -> Result<(), String> {
+        let mut parser = Parser::new();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut filled = 0;
+        loop {
+            let count = match stream.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(format!("cannot read QEMU's stream: {error}")),
+            };
+            self.counters.bytes.fetch_add(count as u64, Ordering::Relaxed);
+            filled += count;
+            let taken = parser
+                .feed(&buffer[..filled], |event| self.take(event))
+                .map_err(|error| error.to_string())?;
+            if let Some(why) = self.failed.take() {
+                return Err(why);
+            }
+            buffer.copy_within(taken..filled, 0);
+            filled -= taken;
+        }
+        parser.finish().map(drop).map_err(|error| format!("QEMU's stream ended early: {error}"))
+    }
+
+    fn take(&mut self, event: Event<'_>) {
+        match event {
+            Event::Page { page, content } => {
+                let Some(opened) = &self.opened else { return };
+                if let Err(error) = opened.memory.stage(page, content) {
+                    self.failed.get_or_insert_with(|| error.to_string());
+                }
+                self.report(page, false);
+            }
+            Event::ZeroPage { page } => {
+                let Some(opened) = &self.opened else { return };
+                if let Err(error) = opened.memory.stage_zero(page) {
+                    self.failed.get_or_insert_with(|| error.to_string());
+                }
+                self.report(page, true);
+            }
+            Event::RamPart { kind, pages } => self.part_ended(kind, pages),
+            Event::Configuration(configuration) => self.head = Some(configuration.clone()),
+            Event::Layout { ram, layout } => self.open(ram, layout),
+            Event::Command(command) => self.tail.commands.push(command),
+            Event::Tail(bytes) => self.tail.bytes.extend_from_slice(bytes),
+            Event::RamComplete => {}
+        }
+    }
+
+    fn report(&mut self, page: PageId, zero: bool) {
+        let Some(opened) = &self.opened else { return };
+        if opened.tracker.report(page, zero) {
+            self.reported += 1;
+            if self.reported == opened.pages {
+                opened.tracker.end_first_pass();
+            }
+        }
+    }
+
+    fn part_ended(&mut self, kind: RamPartKind, pages: u64) {
+        self.counters.parts.fetch_add(1, Ordering::Relaxed);
+        self.counters.pages.fetch_add(pages, Ordering::Relaxed);
+        // A piece without pages: QEMU had nothing left, even if it left out pages that it knows to be free.
+        if let (Some(opened), RamPartKind::Part, 0) = (&self.opened, kind, pages) {
+            opened.tracker.end_first_pass();
+        }
+    }
+
+    fn open(&mut self, ram: RamSection, layout: &Layout) {
+        match ((self.prepare)(layout), self.head.take()) {
+            (Ok((memory, tracker)), Some(configuration)) => {
+                let (pages, head) = (layout.pages(), (Arc::clone(&memory), Arc::clone(&tracker)));
+                self.opened = Some(Opened { memory, tracker, pages });
+                let (memory, tracker) = head;
+                (self.events)(StreamEvent::Head(Box::new(Head {
+                    configuration,
+                    ram,
+                    memory,
+                    tracker,
+                })));
+            }
+            (Ok(_), None) => {
+                self.failed = Some("QEMU's stream has no configuration section".into())
+            }
+            (Err(error), _) => self.failed = Some(error.to_string()),
+        }
+    }
+}

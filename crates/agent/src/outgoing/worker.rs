@@ -1,0 +1,383 @@
+//! A worker: one thread, one encoder, one connection. It claims pages, reads them, encodes them, writes them.
+//!
+//! Encoding and writing in one thread keeps back-pressure in one place: the write blocks while the link is busy, and
+//! nothing queues up before it. With several workers one encodes while another's write blocks. A page always belongs to
+//! the same worker, so its versions travel in order.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sterna_host::tls::{DataStream, FrameStreamError};
+use sterna_migration::tracker::{Claim, Cursor, Round, Tracker};
+use sterna_model::{PAGE_BYTES, PageHash, PageId, Root};
+use sterna_page_codec::{
+    BatchFacts, BatchStats, Encoder, Governor, Hint, Known, MAX_BATCH_PAGES, PushError, Sent,
+};
+use sterna_wire::{FrameKind, FrameWriter};
+
+use super::limiter::Limiter;
+use super::memory::SourceMemory;
+
+/// While QEMU's first pass goes on, a worker that finds little waits so long for more.
+const STARVED_WAIT: Duration = Duration::from_micros(300);
+/// And this is little.
+const STARVED_PAGES: usize = MAX_BATCH_PAGES / 4;
+/// A worker with nothing to do looks whether its job still exists so often.
+const IDLE_WAIT: Duration = Duration::from_secs(60);
+
+/// What a worker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Send the pages of a round.
+    Round(Round),
+    /// Send the pages of the last round, and compute the root of what was sent.
+    Last,
+}
+
+/// What a worker reports.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// It is through with its part of the round.
+    RoundDone(RoundDone),
+    /// Its connection or a read failed.
+    Failed(String),
+}
+
+/// A worker's part of a round.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RoundDone {
+    /// Pages that were claimed.
+    pub pages: u64,
+    /// Bytes handed to TLS, with frame headers.
+    pub wire_bytes: u64,
+    /// Frames on this connection so far, hello not counted.
+    pub frames: u64,
+    /// Pages left for the next round because they changed while they waited.
+    pub held_back: u64,
+    /// After [`Order::Last`]: the root of this worker's pages.
+    pub root: Root,
+}
+
+/// Totals of all workers, for progress and report.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    /// Bytes handed to TLS.
+    pub wire_bytes: AtomicU64,
+    /// Pages sent in any way but unchanged.
+    pub pages_sent: AtomicU64,
+    /// By kind.
+    pub zero: AtomicU64,
+    /// See [`sterna_api::PageCounts`].
+    pub unchanged: AtomicU64,
+    /// See [`sterna_api::PageCounts`].
+    pub reference: AtomicU64,
+    /// See [`sterna_api::PageCounts`].
+    pub delta: AtomicU64,
+    /// See [`sterna_api::PageCounts`].
+    pub compressed: AtomicU64,
+    /// See [`sterna_api::PageCounts`].
+    pub raw: AtomicU64,
+}
+
+/// What all workers of a job share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Which pages are to be sent.
+    pub tracker: Arc<Tracker>,
+    /// Their contents.
+    pub memory: Arc<SourceMemory>,
+    /// What the destination has.
+    pub known: Arc<Known>,
+    /// Totals.
+    pub totals: Totals,
+    /// The rate.
+    pub limiter: Limiter,
+    requested: Requested,
+}
+
+/// Pages that the destination asked for again.
+#[derive(Debug, Default)]
+struct Requested {
+    count: AtomicUsize,
+    pages: Mutex<HashSet<PageId>>,
+}
+
+/// Frames of one connection that the destination has not confirmed.
+#[derive(Debug, Default)]
+pub(super) struct InFlight(Mutex<VecDeque<(u64, Vec<Sent>)>>);
+
+/// One worker.
+pub(super) struct Worker {
+    /// Its number.
+    pub number: usize,
+    /// What it shares.
+    pub shared: Arc<Shared>,
+    /// Its connection, after the hello.
+    pub link: DataStream,
+    /// Numbers its frames.
+    pub frames: FrameWriter,
+    /// Its encoder.
+    pub encoder: Encoder,
+    /// Chooses the effort.
+    pub governor: Governor,
+    /// What the destination has not confirmed.
+    pub in_flight: Arc<InFlight>,
+    /// Where orders come from.
+    pub orders: Receiver<Order>,
+    /// Where reports go.
+    pub reports: Box<dyn Fn(Report) + Send>,
+}
+
+/// Why a worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    #[error(transparent)]
+    Link(#[from] FrameStreamError),
+    #[error("cannot read guest memory: {0}")]
+    Memory(#[from] io::Error),
+    #[error("cannot encode a page: {0}")]
+    Encode(#[from] PushError),
+}
+
+impl Shared {
+    /// What the workers of a job share, at its beginning.
+    #[must_use]
+    pub(super) fn new(
+        tracker: Arc<Tracker>,
+        memory: Arc<SourceMemory>,
+        known: Arc<Known>,
+        limiter: Limiter,
+    ) -> Self {
+        Self {
+            tracker,
+            memory,
+            known,
+            totals: Totals::default(),
+            limiter,
+            requested: Requested::default(),
+        }
+    }
+
+    /// The destination asks for a page again.
+    pub(super) fn request(&self, page: PageId) {
+        self.known.forget(page);
+        if self.requested.lock().insert(page) {
+            self.requested.count.fetch_add(1, Ordering::Release);
+        }
+        self.tracker.give_back(page);
+    }
+
+    /// Whether the page was asked for again; asked once, it is taken off.
+    fn was_requested(&self, page: PageId) -> bool {
+        if self.requested.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let was = self.requested.lock().remove(&page);
+        if was {
+            self.requested.count.fetch_sub(1, Ordering::Release);
+        }
+        was
+    }
+}
+
+impl Requested {
+    fn lock(&self) -> MutexGuard<'_, HashSet<PageId>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InFlight {
+    fn push(&self, frame: u64, sent: &[Sent]) {
+        self.lock().push_back((frame, sent.to_vec()));
+    }
+
+    /// The destination has applied so many frames of this connection.
+    pub(super) fn confirm(&self, frames: u64, known: &Known) {
+        let mut queue = self.lock();
+        while queue.front().is_some_and(|(frame, _)| *frame <= frames) {
+            for sent in queue.pop_front().map(|(_, sent)| sent).unwrap_or_default() {
+                known.acknowledge(sent.page, sent.version);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Vec<Sent>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Totals {
+    fn add(&self, stats: &BatchStats) {
+        let pages = &stats.pages;
+        for (total, count) in [
+            (&self.zero, pages.zero),
+            (&self.unchanged, pages.unchanged + pages.same),
+            (&self.reference, pages.reference),
+            (&self.delta, pages.delta),
+            (&self.compressed, pages.compressed),
+            (&self.raw, pages.raw),
+        ] {
+            total.fetch_add(u64::from(count), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Worker {
+    /// Works until the orders end.
+    pub(super) fn run(mut self) {
+        let mut scratch = Scratch::default();
+        loop {
+            let order = match self.orders.recv_timeout(IDLE_WAIT) {
+                Ok(order) => order,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let done = match order {
+                Order::Round(round) => self.round(round, &mut scratch),
+                Order::Last => self.last(&mut scratch),
+            };
+            let failed = done.is_err();
+            (self.reports)(match done {
+                Ok(done) => Report::RoundDone(done),
+                Err(error) => Report::Failed(error.to_string()),
+            });
+            if failed {
+                return;
+            }
+        }
+        // The destination learns that nothing more will come; that the link may be gone by now does not matter.
+        let _ = self.link.finish();
+    }
+
+    fn round(&mut self, round: Round, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
+        let shared = Arc::clone(&self.shared);
+        let tracker = &shared.tracker;
+        let mut done = RoundDone::default();
+        let mut cursor = tracker.cursor(self.number);
+        loop {
+            // Asked before the claim: what is not found after the first pass is over is not there.
+            let following = round == Round::First && !tracker.first_pass_over();
+            let held_back = self.claim(round, &mut cursor, scratch);
+            done.pages += scratch.claims.len() as u64;
+            done.wire_bytes += self.send(scratch)?;
+            if !following {
+                done.held_back += u64::from(held_back);
+            }
+            if scratch.claims.is_empty() && cursor.is_at_end(tracker) && !following {
+                break;
+            }
+            if following && cursor.is_at_end(tracker) {
+                cursor.rewind();
+            }
+            if following && scratch.claims.len() < STARVED_PAGES {
+                std::thread::sleep(STARVED_WAIT);
+            }
+        }
+        done.frames = self.frames.frames() - 1;
+        Ok(done)
+    }
+
+    fn last(&mut self, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
+        let mut done = self.round(Round::Later, scratch)?;
+        for page in self.shared.tracker.pages_of(self.number) {
+            let hash = self.shared.known.get(page).map_or(PageHash::ZERO, |entry| entry.hash);
+            done.root.replace(page, PageHash::ZERO, hash);
+        }
+        Ok(done)
+    }
+
+    fn claim(&self, round: Round, cursor: &mut Cursor, scratch: &mut Scratch) -> u32 {
+        scratch.claims.clear();
+        self.shared.tracker.claim(round, cursor, MAX_BATCH_PAGES, &mut scratch.claims)
+    }
+
+    /// Sends the claimed pages; gives the bytes that went to the connection.
+    fn send(&mut self, scratch: &mut Scratch) -> Result<u64, WorkerError> {
+        if scratch.claims.is_empty() {
+            return Ok(0);
+        }
+        let begun = Instant::now();
+        self.read_and_push(scratch)?;
+        let pushed = Instant::now();
+        let batch = self.encoder.finish(self.governor.effort());
+        let finished = Instant::now();
+        self.shared.totals.add(&batch.stats);
+        if batch.bytes.is_empty() {
+            return Ok(0);
+        }
+        std::thread::sleep(self.shared.limiter.wait_for(batch.bytes.len() as u64, finished));
+        self.in_flight.push(self.frames.frames(), batch.sent);
+        self.link.write_frame(&mut self.frames, FrameKind::Pages, batch.bytes)?;
+        let wire_bytes = (batch.bytes.len() + sterna_wire::HEADER_BYTES) as u64;
+        self.governor.observe(&BatchFacts {
+            body_bytes: batch.stats.body_bytes,
+            wire_bytes,
+            prepare: pushed - begun,
+            finish: finished - pushed,
+            blocked: finished.elapsed(),
+        });
+        self.shared.totals.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+        self.shared.totals.pages_sent.fetch_add(batch.sent.len() as u64, Ordering::Relaxed);
+        Ok(wire_bytes)
+    }
+
+    fn read_and_push(&mut self, scratch: &mut Scratch) -> Result<(), WorkerError> {
+        let Scratch { claims, contents } = scratch;
+        let mut rest = &claims[..];
+        while let Some(first) = rest.first() {
+            let run = run_length(rest, &self.shared.memory);
+            let (now, later) = rest.split_at(run);
+            rest = later;
+            if first.zero {
+                for claim in now {
+                    self.encoder.push_zero(claim.page, hint(*claim, &self.shared))?;
+                }
+                continue;
+            }
+            let contents = &mut contents[..run * PAGE_BYTES];
+            self.shared.memory.read(first.page, contents)?;
+            for (claim, content) in now.iter().zip(contents.as_chunks::<PAGE_BYTES>().0) {
+                self.encoder.push(claim.page, content, hint(*claim, &self.shared))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hint(claim: Claim, shared: &Shared) -> Hint {
+    if shared.was_requested(claim.page) {
+        Hint::Requested
+    } else if claim.hot {
+        Hint::Hot
+    } else {
+        Hint::Cold
+    }
+}
+
+/// How many of the first claims can be treated alike: all zero, or neighbours in one block.
+fn run_length(claims: &[Claim], memory: &SourceMemory) -> usize {
+    let alike = |pair: &&[Claim]| {
+        let (one, next) = (pair[0], pair[1]);
+        one.zero == next.zero && (one.zero || memory.are_neighbours(one.page, next.page))
+    };
+    claims.len().min(1) + claims.windows(2).take_while(alike).count()
+}
+
+/// A worker's buffers, kept from batch to batch.
+struct Scratch {
+    claims: Vec<Claim>,
+    contents: Vec<u8>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            claims: Vec::with_capacity(MAX_BATCH_PAGES),
+            contents: vec![0; MAX_BATCH_PAGES * PAGE_BYTES],
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What peers that connect to us want: to send a VM, to send its pages, to ask what became of one, to see whether we are
+//! there. Who may do what is decided here, after TLS has proven the name.
+
+use std::sync::Arc;
+
+use sterna_host::tls::{read_frame, write_frame};
+use sterna_model::{HostName, Refusal};
+use sterna_wire::message::{Answer, Inquire, Prepare, Refused};
+use sterna_wire::{AnswerState, FrameKind, Message, Role, Sender};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::agent::Agent;
+use crate::incoming::{self, DataConnection};
+use crate::jobs::Role as JobRole;
+use crate::link::{Greeted, Inbound, Link};
+use crate::peer::{PeerError, Visitor};
+use crate::recovery;
+
+/// Receives one connection of a peer. The permit is given up when the peer has been greeted.
+///
+/// # Errors
+/// When the peer cannot be talked to, or is turned away.
+pub(crate) async fn receive(
+    agent: &Arc<Agent>,
+    socket: TcpStream,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), PeerError> {
+    let visitor = Visitor::take(socket, &agent.identity, agent.link_options()).await?;
+    let peer = visitor.peer().clone();
+    if !agent.config.peers.contains_key(&peer) {
+        let reason = format!("{} does not know the host {peer}", agent.config.name);
+        let refusal = Refusal::new(
+            "peer-not-allowed",
+            reason,
+            format!("add [peers.{peer}] to its configuration"),
+        );
+        visitor.refuse(&refusal).await?;
+        return Err(PeerError::Refused { peer, refusal: Box::new(refusal) });
+    }
+    match visitor.role().clone() {
+        Role::Control => {
+            let greeted = visitor.welcome().await?;
+            drop(permit);
+            control(agent, &peer, greeted).await;
+        }
+        Role::Data { job, token, connection } => {
+            let handle = agent.incoming(&job);
+            let Some(handle) = handle.filter(|handle| handle.peer == peer && handle.token == token)
+            else {
+                let reason = format!("no job {job} of {peer} waits for data with this token");
+                let refusal = Refusal::new("job-unknown", reason, "begin the move again");
+                return visitor.refuse(&refusal).await;
+            };
+            let greeted = visitor.welcome().await?;
+            handle.data(DataConnection {
+                number: connection,
+                link: greeted.connection.into_blocking()?,
+                frames: greeted.reader,
+            });
+        }
+        Role::Check => {
+            let greeted = visitor.welcome().await?;
+            drop(permit);
+            check(agent, &peer, greeted).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A control connection: its first messages say what it is for.
+async fn control(agent: &Arc<Agent>, peer: &HostName, greeted: Greeted) {
+    let (sender, mut inbox) = mpsc::unbounded_channel();
+    let link = Link::start(greeted, Sender::Source, move |inbound| drop(sender.send(inbound)));
+    while let Some(Inbound::Message(message)) = inbox.recv().await {
+        match *message {
+            Message::Prepare(prepare) => {
+                if let Some(handle) = begin(agent, peer, prepare, &link).await {
+                    drop(link);
+                    while let Some(inbound) = inbox.recv().await {
+                        handle.inbound(inbound);
+                    }
+                }
+                return;
+            }
+            Message::Inquire(inquire) => answer(agent, peer, &inquire, &link).await,
+            Message::Ping(echo) => drop(link.send(&Message::Pong(echo)).await),
+            other => {
+                tracing::warn!(%peer, message = other.name(), "a peer sent a message that begins nothing");
+                return;
+            }
+        }
+    }
+}
+
+async fn begin(
+    agent: &Arc<Agent>,
+    peer: &HostName,
+    prepare: Prepare,
+    link: &Link,
+) -> Option<incoming::Handle> {
+    let job = prepare.job.clone();
+    let begun = match refused(agent, peer, &prepare) {
+        Some(refusal) => Err(refusal),
+        None => incoming::begin(agent, peer, prepare, link.clone()).map_err(|error| {
+            Refusal::new(
+                "destination-not-ready",
+                error.to_string(),
+                "look at the destination's log",
+            )
+        }),
+    };
+    match begun {
+        Ok(handle) => {
+            agent.remember_incoming(job, handle.clone());
+            Some(handle)
+        }
+        Err(refusal) => {
+            tracing::warn!(%peer, %job, %refusal, "a VM was refused");
+            let _ = link.send(&Message::Refused(Refused::new(&[refusal]))).await;
+            None
+        }
+    }
+}
+
+/// Why this peer may not begin this job, if it may not.
+fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal> {
+    let accepts = agent.config.peers.get(peer).is_some_and(|peer| peer.accept);
+    if !accepts {
+        let reason = format!("{} accepts no VMs from {peer}", agent.config.name);
+        let remedy =
+            format!("set accept = true in [peers.{peer}] of {}'s configuration", agent.config.name);
+        return Some(Refusal::new("peer-not-allowed", reason, remedy));
+    }
+    let most = agent.config.limits.jobs;
+    if agent.jobs.running() >= most {
+        let reason = format!("expected fewer than {most} jobs at a time, found {most}");
+        return Some(Refusal::new(
+            "too-many-jobs",
+            reason,
+            "wait, or raise limits.jobs at the destination",
+        ));
+    }
+    if agent.jobs.get(&prepare.job).is_some() {
+        let reason = format!("the job {} is known here already", prepare.job);
+        return Some(Refusal::new("job-known", reason, "begin the move again"));
+    }
+    None
+}
+
+/// Answers who owns a guest: by the job if it is still there, else by its journal.
+async fn answer(agent: &Agent, peer: &HostName, inquire: &Inquire, link: &Link) {
+    if let Some(handle) = agent.incoming(&inquire.job).filter(|handle| handle.peer == *peer) {
+        handle.ask(link.clone());
+        return;
+    }
+    let state = match agent.jobs.get(&inquire.job) {
+        Some(job) if job.role() == JobRole::Destination && job.peer() == peer => {
+            recovery::journaled_state(agent, inquire)
+        }
+        _ => AnswerState::Unknown,
+    };
+    let answer = Answer { job: inquire.job.clone(), state };
+    let _ = link.send(&Message::Answer(answer)).await;
+}
+
+/// A peer that looks whether we are there: pings are answered, probes counted, and a ping says that they have arrived.
+async fn check(agent: &Agent, peer: &HostName, greeted: Greeted) -> Result<(), PeerError> {
+    let Greeted { mut connection, mut reader, mut writer } = greeted;
+    let failed = |error| PeerError::Frame { peer: peer.clone(), error };
+    while read_frame(connection.stream(), &mut reader).await.map_err(failed)? {
+        let Some(frame) = reader.frame().filter(|frame| frame.kind == FrameKind::Control) else {
+            continue;
+        };
+        let reply = match Message::decode(frame.payload, Sender::Source) {
+            Ok(Message::Ping(echo)) => Message::Pong(echo),
+            Ok(Message::Inquire(inquire)) => {
+                // Would a VM of ours be taken at all? Answered as a refusal, or as a job that nobody knows.
+                let accepts = agent.config.peers.get(peer).is_some_and(|peer| peer.accept);
+                let state = AnswerState::Unknown;
+                if accepts {
+                    Message::Answer(Answer { job: inquire.job, state })
+                } else {
+                    let reason = format!("{} accepts no VMs from {peer}", agent.config.name);
+                    let remedy =
+                        format!("set accept = true in [peers.{peer}] of its configuration");
+                    Message::Refused(Refused::new(&[Refusal::new(
+                        "peer-not-allowed",
+                        reason,
+                        remedy,
+                    )]))
+                }
+            }
+            _ => return Ok(()),
+        };
+        let Ok(payload) = reply.encode() else { return Ok(()) };
+        write_frame(connection.stream(), &mut writer, FrameKind::Control, &payload)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}

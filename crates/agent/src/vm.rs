@@ -1,0 +1,361 @@
+//! One VM: its record, and its QEMU while there is one.
+//!
+//! QEMU is started so that it survives the agent; after a restart it is found again by pid and start time and spoken to
+//! over its own QMP socket. The watcher notices QEMU's end, whoever caused it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sterna_api::{VmState, VmView};
+use sterna_host::process::{Exit, Process, spawn_detached, tail_of};
+use sterna_host::qmp::{Qmp, QmpError, RunState, Schema};
+use sterna_model::{Epoch, JobId, Uuid, VmName};
+use tokio::sync::OnceCell;
+
+use crate::registry::{Owner, ProcessId, Record};
+
+/// QEMU has this long to open its monitor after its start.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// A QEMU that runs already answers within this.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
+/// A killed process is gone within this.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of QEMU's log that an error quotes.
+const LOG_TAIL_BYTES: u32 = 2048;
+
+/// A VM that this host knows.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    record: Mutex<Record>,
+    live: Mutex<Option<Live>>,
+    job: Mutex<Option<JobId>>,
+}
+
+/// A QEMU that runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    /// Its monitor.
+    pub qmp: Qmp,
+    /// Its process.
+    pub process: Arc<Process>,
+    schema: Arc<OnceCell<Arc<Schema>>>,
+}
+
+/// Why a VM is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    /// The file system.
+    #[error("cannot prepare {path}: {error}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// QEMU did not start.
+    #[error("QEMU did not start: {reason}{log}")]
+    Start {
+        /// Why.
+        reason: String,
+        /// What QEMU said.
+        log: String,
+    },
+    /// QEMU runs but does not talk to us.
+    #[error(
+        "QEMU's monitor {path} does not answer: {reason}; expected one that no other client holds"
+    )]
+    Monitor {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody is behind the socket, or somebody else.
+    #[error("no QEMU found: {0}")]
+    NoProcess(String),
+}
+
+/// Everything that starting a QEMU takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Where relative paths start.
+    pub directory: &'a Path,
+    /// Where its messages go.
+    pub log: &'a Path,
+    /// The agent's monitor in its arguments.
+    pub qmp: &'a Path,
+}
+
+impl Live {
+    /// Starts a QEMU and connects to its monitor. One that does not come up is killed and its log quoted.
+    ///
+    /// # Errors
+    /// When it ends, or its monitor does not answer in time.
+    pub(crate) async fn launch(launch: Launch<'_>) -> Result<Self, VmError> {
+        let args: Vec<OsString> = launch.args.iter().map(OsString::from).collect();
+        let failed = |reason: String| VmError::Start { reason, log: quote_log(launch.log) };
+        let spawned = spawn_detached(launch.program, &args, launch.directory, launch.log, &[]);
+        let process = Arc::new(spawned.map_err(|error| failed(error.to_string()))?);
+        let reason = tokio::select! {
+            connected = Qmp::connect(launch.qmp, START_DEADLINE) => match connected {
+                Ok((qmp, _)) => return Ok(Self { qmp, process, schema: Arc::default() }),
+                Err(error) => error.to_string(),
+            },
+            exit = process.exited() => describe_exit(exit.ok()),
+        };
+        // It may have ended by itself; whatever is left of it must not stay.
+        let _ = process.kill_and_reap(KILL_DEADLINE).await;
+        Err(failed(reason))
+    }
+
+    /// Connects to a QEMU that runs already.
+    ///
+    /// # Errors
+    /// When it is gone, or its monitor does not answer.
+    pub(crate) async fn attach(process: Process, qmp: &Path) -> Result<Self, VmError> {
+        match Qmp::connect(qmp, ATTACH_DEADLINE).await {
+            Ok((qmp, _)) => Ok(Self { qmp, process: Arc::new(process), schema: Arc::default() }),
+            Err(error) => Err(VmError::Monitor { path: qmp.into(), reason: error.to_string() }),
+        }
+    }
+
+    /// What this QEMU can do; asked once.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn schema(&self) -> Result<Arc<Schema>, QmpError> {
+        let ask = || async { self.qmp.query_schema().await.map(Arc::new) };
+        self.schema.get_or_try_init(ask).await.cloned()
+    }
+
+    /// Kills the QEMU and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub(crate) async fn kill(&self) -> Result<(), VmError> {
+        let killed = self.process.kill_and_reap(KILL_DEADLINE).await;
+        killed.map(drop).map_err(|error| VmError::NoProcess(error.to_string()))
+    }
+
+    /// Asks the QEMU to quit, and kills it if it does not.
+    ///
+    /// # Errors
+    /// When it does not go even so.
+    pub(crate) async fn quit(&self) -> Result<(), VmError> {
+        let qmp = self.qmp.with_timeout(Duration::from_secs(2));
+        if qmp.quit().await.is_ok() {
+            let gone = tokio::time::timeout(Duration::from_secs(2), self.process.exited()).await;
+            if gone.is_ok() {
+                return Ok(());
+            }
+        }
+        self.kill().await
+    }
+}
+
+impl Vm {
+    /// A VM with or without a QEMU.
+    #[must_use]
+    pub(crate) fn new(record: Record, live: Option<Live>) -> Arc<Self> {
+        let (record, live) = (Mutex::new(record), Mutex::new(live));
+        Arc::new(Self { record, live, job: Mutex::default() })
+    }
+
+    /// Its durable part.
+    #[must_use]
+    pub(crate) fn record(&self) -> Record {
+        lock(&self.record).clone()
+    }
+
+    /// Its QEMU, while there is one.
+    #[must_use]
+    pub(crate) fn live(&self) -> Option<Live> {
+        lock(&self.live).clone()
+    }
+
+    /// Changes its durable part in memory; gives the new one, to be stored.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Record {
+        let mut record = lock(&self.record);
+        change(&mut record);
+        record.clone()
+    }
+
+    /// Its QEMU is gone. Gives the record to store.
+    pub(crate) fn ended(&self, owner: impl FnOnce(&Owner) -> Owner) -> Record {
+        *lock(&self.live) = None;
+        self.change(|record| {
+            record.process = None;
+            record.owner = owner(&record.owner);
+        })
+    }
+
+    /// Takes the VM for a job; tells which job has it, if one has.
+    ///
+    /// # Errors
+    /// The job that has it.
+    pub(crate) fn begin_job(&self, job: &JobId) -> Result<(), JobId> {
+        let mut current = lock(&self.job);
+        match &*current {
+            Some(other) => Err(other.clone()),
+            None => {
+                *current = Some(job.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// The job that has it is over.
+    pub(crate) fn end_job(&self) {
+        *lock(&self.job) = None;
+    }
+
+    /// The job that has it.
+    #[must_use]
+    pub(crate) fn job(&self) -> Option<JobId> {
+        lock(&self.job).clone()
+    }
+
+    /// How users see it.
+    pub(crate) async fn view(&self) -> VmView {
+        let (record, live) = (self.record(), self.live());
+        let state = state_of(&record.owner, live.as_ref()).await;
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        VmView {
+            name: record.name,
+            uuid: record.uuid.to_string(),
+            state,
+            pid: live.and_then(|live| u32::try_from(live.process.pid()).ok()),
+            qmp: record.user_qmp.map(text),
+            serial: record.serial.map(text),
+            argv: record.argv,
+            moved_to: match record.owner {
+                Owner::MovedTo { host, .. } => Some(host.to_string()),
+                _ => None,
+            },
+        }
+    }
+}
+
+async fn state_of(owner: &Owner, live: Option<&Live>) -> VmState {
+    match (owner, live) {
+        (Owner::MovedTo { .. }, _) => VmState::Migrated,
+        (Owner::Incoming { .. }, _) => VmState::Incoming,
+        (Owner::Unknown { .. }, _) => VmState::Unknown,
+        (Owner::Lost, _) => VmState::Lost,
+        (Owner::Ended, _) | (Owner::Here, None) => VmState::Stopped,
+        (Owner::Here, Some(live)) => match live.qmp.query_status().await {
+            Ok(status) if status.running => VmState::Running,
+            Ok(status) if status.status == RunState::Shutdown => VmState::Stopped,
+            Ok(_) => VmState::Paused,
+            Err(_) => VmState::Unknown,
+        },
+    }
+}
+
+/// A fresh record of a VM that is started or taken here.
+#[must_use]
+pub(crate) fn fresh_record(
+    name: VmName,
+    uuid: Uuid,
+    place: &Place,
+    definition: Vec<String>,
+) -> Record {
+    Record {
+        name,
+        uuid,
+        epoch: Epoch::default(),
+        argv: definition.clone(),
+        definition,
+        directory: PathBuf::from("/"),
+        process: None,
+        agent_qmp: place.agent_qmp.clone(),
+        user_qmp: Some(place.user_qmp.clone()),
+        serial: None,
+        log: place.log.clone(),
+        owner: Owner::Here,
+    }
+}
+
+/// A VM's own files on this host.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Sockets, gone after a reboot.
+    pub sockets: PathBuf,
+    /// What the guest and QEMU write.
+    pub output: PathBuf,
+    /// The agent's monitor.
+    pub agent_qmp: PathBuf,
+    /// The users' monitor.
+    pub user_qmp: PathBuf,
+    /// QEMU's messages.
+    pub log: PathBuf,
+}
+
+impl Place {
+    /// The place of the VM `name`, its folders made. `fresh` tells apart what is only for one stay (a VM that comes back
+    /// must not write over its own log).
+    ///
+    /// # Errors
+    /// When a folder cannot be made.
+    pub(crate) fn make(run_dir: &Path, state_dir: &Path, name: &VmName) -> Result<Self, VmError> {
+        let sockets = run_dir.join("vms").join(name.as_str());
+        let output = state_dir.join("output").join(name.as_str());
+        for folder in [&sockets, &output] {
+            make_private(folder)
+                .map_err(|error| VmError::Folder { path: folder.clone(), error })?;
+        }
+        Ok(Self {
+            agent_qmp: sockets.join("agent.sock"),
+            user_qmp: sockets.join("qmp.sock"),
+            log: output.join("qemu.log"),
+            sockets,
+            output,
+        })
+    }
+}
+
+/// Makes a folder that only we can enter. A QEMU that runs as another user would need more: that is set up by hand.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// A process id as it is remembered.
+#[must_use]
+pub(crate) fn id_of(process: &Process) -> ProcessId {
+    ProcessId { pid: process.pid(), start_time: process.start_time() }
+}
+
+/// A monitor's argument.
+#[must_use]
+pub(crate) fn monitor_argument(socket: &Path) -> String {
+    // A comma in a path is doubled in QEMU's option syntax.
+    format!("unix:{},server=on,wait=off", socket.to_string_lossy().replace(',', ",,"))
+}
+
+/// What QEMU's log ends with, for an error.
+#[must_use]
+pub(crate) fn quote_log(log: &Path) -> String {
+    let tail = tail_of(log, LOG_TAIL_BYTES);
+    if tail.is_empty() { String::new() } else { format!("; QEMU said: {tail}") }
+}
+
+/// How a process ended, in words.
+#[must_use]
+pub(crate) fn describe_exit(exit: Option<Exit>) -> String {
+    match exit {
+        Some(Exit::Code(code)) => format!("it ended with exit code {code}"),
+        Some(Exit::Signal(signal)) => format!("it was ended by signal {signal}"),
+        Some(Exit::Unknown) | None => "it ended".into(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

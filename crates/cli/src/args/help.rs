@@ -1,0 +1,134 @@
+//! The longer texts of the help and of the manual pages, and the groups of words in `sterna --help`.
+
+use std::fmt::Write as _;
+
+/// The words of `sterna --help`, by what they are for.
+const GROUPS: &[(&str, &[&str])] = &[
+    ("Moving VMs", &["check", "plan", "migrate"]),
+    ("Jobs", &["jobs", "watch", "cancel", "report"]),
+    ("VMs on this host", &["vm"]),
+    ("Setting up a host", &["agent", "pki"]),
+    ("Looking closer", &["stream"]),
+];
+
+/// After `sterna --help`.
+pub(super) const AFTER: &str = "\
+EXIT CODES:
+  0    done
+  1    failed; the message says where the guest runs
+  2    wrong usage
+  3    refused by the plan; nothing was touched
+  4    outcome unknown: look now
+  130  interrupted, and rolled back
+
+Results are printed on standard output, messages and progress on standard error.
+`sterna WORD --help` tells a word's options.";
+
+/// After `sterna agent --help`.
+pub(super) const AGENT: &str = "\
+The agent owns the VMs that run on this host and takes those that peers send. It runs until SIGTERM or SIGINT; VMs run
+on without it, and it finds them again when it starts.";
+
+/// After `sterna pki --help`.
+pub(super) const PKI: &str = "\
+EXAMPLES:
+  sterna pki init pki             on a machine that you trust; keep pki/ca-key.pem there
+  sterna pki issue pki alpha      then copy pki/alpha/ to the host alpha as /etc/sterna/pki";
+
+/// After `sterna check --help`.
+pub(super) const CHECK: &str = "\
+EXIT CODES:
+  0  the peer can be reached, is trusted and takes VMs from us
+  1  it cannot be reached, or is not trusted
+  3  it would refuse a VM; the reasons are printed";
+
+/// After `sterna plan --help`.
+pub(super) const PLAN: &str = "\
+With -o json: strategies[] (name, and total_ms, downtime_ms, wire_bytes, each with low and high), recommended,
+refusals[] (code, reason, remedy).
+
+EXIT CODES:
+  0  the move can begin
+  1  the peer or the agent cannot be reached
+  3  the move would be refused; the reasons are printed";
+
+/// After `sterna watch --help`.
+pub(super) const WATCH: &str = "\
+Ctrl-C cancels the job and rolls it back, as with `sterna migrate`; a second one leaves at once, and the job to the
+agent. To stop watching without touching the job, press Ctrl-\\ (SIGQUIT).";
+
+/// After `sterna vm start --help`.
+pub(super) const VM_START: &str = "\
+EXAMPLE:
+  sterna vm start web -- qemu-system-x86_64 -machine q35,accel=kvm -m 4G -drive file=web.qcow2,if=virtio";
+
+/// After `sterna stream inspect --help`.
+pub(super) const STREAM_INSPECT: &str = "\
+EXIT CODES:
+  0  the stream is whole
+  1  it is damaged or cut off (the damage is the last thing that is printed), or cannot be read";
+
+/// After `sterna migrate --help`.
+pub(super) const MIGRATE: &str = "\
+The guest runs on while its memory is copied; it stands for the last part only. If anything fails before the hand-over,
+it runs on here. Ctrl-C (or SIGTERM) rolls back; a second one leaves at once, and the job to the agent.
+
+OUTPUT:
+  -o text   a summary on standard output
+  -o json   exactly one report on standard output, failures included. Where no job came to be (refused, agent not
+            reached) or its end was not seen, the report has job, vm, strategy, source, destination, started_at,
+            outcome, guest_is, error and refusals; what is not known is null
+  -o jsonl  events, one per line: {\"type\":\"started\"}, {\"type\":\"progress\"}..., the last is {\"type\":\"report\"}
+  With --dry-run the plan is printed instead, with --detach the job's id. With text and json, progress goes to
+  standard error: a bar on a terminal, else lines with the time (UTC), at most one a second.
+
+EXIT CODES:
+  0    the guest runs at the destination
+  1    failed; the message says where the guest runs
+  2    wrong usage
+  3    refused by the plan; nothing was touched
+  4    outcome unknown: look now (`sterna jobs`)
+  130  interrupted, and rolled back
+
+EXAMPLES:
+  sterna migrate web beta
+  sterna migrate web beta --bandwidth 500M --max-downtime 100
+  sterna migrate web beta=10.77.0.2:7837 --compress none -o json > report.json
+  sterna migrate web beta --detach && sterna jobs";
+
+/// Lists the words in groups, instead of in one list. A word that no group names would not be shown (a test looks).
+pub(super) fn group_words(command: clap::Command) -> clap::Command {
+    let header = *command.get_styles().get_header();
+    let literal = *command.get_styles().get_literal();
+    let mut words = String::new();
+    for (title, names) in GROUPS {
+        // Writing to a text cannot fail.
+        let _ = writeln!(words, "{header}{title}:{header:#}");
+        for name in *names {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            let _ = writeln!(words, "  {literal}{name:8}{literal:#} {about}");
+        }
+        words.push('\n');
+    }
+    let template = format!(
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{words}{header}Options:{header:#}\n{{options}}{{after-help}}\n"
+    );
+    command.help_template(template)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_in_a_group() {
+        let command = super::super::command();
+        let visible = command.get_subcommands().filter(|word| !word.is_hide_set());
+        let mut words: Vec<&str> = visible.map(clap::Command::get_name).collect();
+        let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
+        words.sort_unstable();
+        grouped.sort_unstable();
+        assert_eq!(words, grouped);
+    }
+}

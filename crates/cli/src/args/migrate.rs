@@ -1,0 +1,119 @@
+//! The options of `sterna migrate`, as they are typed.
+
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use sterna_api::{Compress, MigrateOptions, MigrateRequest, Strategy};
+use sterna_model::{Rate, VmName};
+
+use super::Destination;
+
+/// `sterna migrate`.
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// The VM's name on this host
+    name: VmName,
+    /// A peer's name from the configuration, or name=host:port
+    #[arg(value_name = "DEST")]
+    destination: Destination,
+    /// How memory is copied: `precopy` in rounds until the rest fits --max-downtime; `liveness` stops the rounds by
+    /// the service's activity; `three-stage` copies once, moves the guest, then sends what changed
+    #[arg(long, value_enum, default_value = "auto")]
+    strategy: StrategyWord,
+    /// Move the VM's disks too, for hosts without shared storage
+    #[arg(long)]
+    with_disks: bool,
+    /// The longest that the guest may stand, in milliseconds, as far as can be foreseen
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    max_downtime: u64,
+    /// End the rounds after so many seconds and roll back; 0 is never
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    timeout: u64,
+    /// Put at most this on the wire: bits per second (100M, 2.5G) or bytes (12.5MB); k, M and G are powers of 1000
+    /// [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<Rate>,
+    /// Data connections: 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: u16,
+    /// Compress pages: as link and gain say, never, or at a zstd level from 1 to 19
+    #[arg(long, value_name = "auto|none|LEVEL", default_value = "auto")]
+    compress: CompressWord,
+    /// Besides the hash of every page, read the whole guest memory again at the destination before the guest resumes
+    #[arg(long, value_enum)]
+    verify: Option<VerifyWord>,
+    /// Print the job's id and return; the job goes on in the agent
+    #[arg(long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Print the plan and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// `--strategy`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StrategyWord {
+    Auto,
+    Precopy,
+    Liveness,
+    ThreeStage,
+}
+
+/// `--compress`.
+#[derive(Clone, Copy, Debug)]
+struct CompressWord(Compress);
+
+/// `--verify`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum VerifyWord {
+    Full,
+}
+
+/// Why a text is no way to compress.
+#[derive(Debug, thiserror::Error)]
+#[error("expected auto, none or a zstd level from 1 to 19, found {found:?}")]
+struct CompressError {
+    found: String,
+}
+
+impl FromStr for CompressWord {
+    type Err = CompressError;
+
+    fn from_str(text: &str) -> Result<Self, CompressError> {
+        let compress = match text {
+            "auto" => Some(Compress::Auto),
+            "none" => Some(Compress::None),
+            level => level
+                .parse::<i32>()
+                .ok()
+                .filter(|level| (1..=19).contains(level))
+                .map(Compress::Level),
+        };
+        compress.map(Self).ok_or_else(|| CompressError { found: text.chars().take(80).collect() })
+    }
+}
+
+impl From<Migrate> for MigrateRequest {
+    fn from(typed: Migrate) -> Self {
+        let options = MigrateOptions {
+            strategy: match typed.strategy {
+                StrategyWord::Auto => Strategy::Auto,
+                StrategyWord::Precopy => Strategy::Precopy,
+                StrategyWord::Liveness => Strategy::Liveness,
+                StrategyWord::ThreeStage => Strategy::ThreeStage,
+            },
+            with_disks: typed.with_disks,
+            max_downtime_ms: typed.max_downtime,
+            timeout_seconds: typed.timeout,
+            bandwidth: typed.bandwidth,
+            connections: typed.connections,
+            compress: typed.compress.0,
+            verify_full: typed.verify.is_some(),
+            detach: typed.detach,
+            dry_run: typed.dry_run,
+        };
+        Self { name: typed.name, destination: typed.destination.into(), options }
+    }
+}

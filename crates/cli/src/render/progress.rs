@@ -1,0 +1,107 @@
+//! Where a job is, in one line.
+
+use sterna_api::Progress;
+use sterna_model::{ByteCount, Rate};
+
+use super::units::time;
+
+/// A line for a log: `copying, round 2: 45.1 %, RAM 1.2 GiB of 2.0 GiB, ...`.
+#[must_use]
+pub(crate) fn progress_line(progress: &Progress, percent: f64) -> String {
+    let round = match progress.round {
+        0 => String::new(),
+        round => format!(", round {round}"),
+    };
+    let rest = match progress.remaining_bytes {
+        0 => String::new(),
+        bytes => format!(", {} left", ByteCount(bytes)),
+    };
+    format!(
+        "{}{round}: {percent:.1} %, RAM {} of {}{rest}, {} sent, {}",
+        progress.phase,
+        ByteCount(progress.memory_done_bytes),
+        ByteCount(progress.memory_total_bytes),
+        ByteCount(progress.wire_bytes),
+        speed(progress),
+    )
+}
+
+/// What stands beside a bar: `45.1 %  1.2 GiB/2.0 GiB  ...`.
+#[must_use]
+pub(crate) fn bar_message(progress: &Progress, percent: f64) -> String {
+    let round = match progress.round {
+        0 => String::new(),
+        round => format!(" {round}"),
+    };
+    format!(
+        "{percent:.1} %, {} of {}, {}, {}{round}",
+        ByteCount(progress.memory_done_bytes),
+        ByteCount(progress.memory_total_bytes),
+        speed(progress),
+        progress.phase,
+    )
+}
+
+fn speed(progress: &Progress) -> String {
+    let rate = |bytes_per_second| Rate { bytes_per_second };
+    // Milliseconds of a job fit a double exactly.
+    let eta = match progress.eta_ms {
+        Some(ms) => format!("ETA {}", time(ms as f64)),
+        None => "no ETA yet".to_owned(),
+    };
+    format!(
+        "{}, dirty {}, {eta}",
+        rate(progress.rate_bytes_per_second),
+        rate(progress.dirty_bytes_per_second)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress() -> Progress {
+        Progress {
+            job: "j1".parse().unwrap(),
+            phase: "copying".to_owned(),
+            elapsed_ms: 12_000,
+            round: 2,
+            percent: 45.12,
+            memory_done_bytes: 1_288_490_189,
+            memory_total_bytes: 2 << 30,
+            remaining_bytes: 300 << 20,
+            wire_bytes: 312 << 20,
+            rate_bytes_per_second: 112 << 20,
+            dirty_bytes_per_second: 3 << 20,
+            eta_ms: Some(12_400),
+        }
+    }
+
+    #[test]
+    fn a_line_tells_everything() {
+        assert_eq!(
+            progress_line(&progress(), 45.12),
+            "copying, round 2: 45.1 %, RAM 1.2 GiB of 2.0 GiB, 300.0 MiB left, 312.0 MiB sent, \
+             112.0 MiB/s, dirty 3.0 MiB/s, ETA 12.4 s"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_told() {
+        let progress = Progress {
+            phase: "preparing".to_owned(),
+            round: 0,
+            remaining_bytes: 0,
+            eta_ms: None,
+            ..progress()
+        };
+        assert_eq!(
+            bar_message(&progress, 0.0),
+            "0.0 %, 1.2 GiB of 2.0 GiB, 112.0 MiB/s, dirty 3.0 MiB/s, no ETA yet, preparing"
+        );
+        assert_eq!(
+            progress_line(&progress, 0.0),
+            "preparing: 0.0 %, RAM 1.2 GiB of 2.0 GiB, 312.0 MiB sent, 112.0 MiB/s, dirty 3.0 MiB/s, no ETA yet"
+        );
+    }
+}

@@ -1,0 +1,140 @@
+//! What is to be done: second of the two steps from the command line, where paths become absolute and the control
+//! socket is found. Whatever is wrong with the user's surroundings is found here, before anything is begun.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use sterna_api::{MigrateRequest, Request};
+use sterna_host::dirs::Dirs;
+use sterna_model::{HostName, JobId};
+
+use crate::args::{Cli, Format, Pki, Stream, Vm, Word};
+use crate::failure::Failure;
+
+/// One call of the program.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Invocation {
+    /// How results are printed.
+    pub(crate) format: Format,
+    /// What is to be done.
+    pub(crate) task: Task,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Task {
+    /// Be the agent.
+    Agent {
+        /// Its configuration, if not the default one.
+        config: Option<PathBuf>,
+    },
+    /// Ask the agent; print what it answers.
+    Ask {
+        /// The control socket.
+        socket: PathBuf,
+        /// What is asked.
+        request: Request,
+    },
+    /// Follow a job to its end.
+    Job {
+        /// The control socket.
+        socket: PathBuf,
+        /// Which, and why.
+        errand: Errand,
+    },
+    /// Make a certificate authority.
+    PkiInit {
+        /// Where.
+        directory: PathBuf,
+    },
+    /// Issue a host's certificates.
+    PkiIssue {
+        /// Where the authority is.
+        directory: PathBuf,
+        /// The host.
+        host: HostName,
+    },
+    /// Look into a captured stream.
+    StreamInspect {
+        /// The file; `-` is standard input.
+        file: PathBuf,
+    },
+    /// Write manual pages.
+    Manual {
+        /// Where to.
+        directory: PathBuf,
+    },
+    /// Print a shell's completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a job is followed.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Errand {
+    /// It is begun.
+    Migrate(MigrateRequest),
+    /// It goes on already.
+    Watch(JobId),
+}
+
+impl Invocation {
+    /// Makes what was typed into what is to be done.
+    ///
+    /// # Errors
+    /// The surroundings lack something: the working directory cannot be told or is not UTF-8.
+    pub(crate) fn from_typed(typed: Cli) -> Result<Self, Failure> {
+        let Cli { word, common } = typed;
+        let socket = common.agent.unwrap_or_else(|| Dirs::of_this_user().control_socket());
+        let ask = |request| Task::Ask { socket: socket.clone(), request };
+        let task = match word {
+            Word::Pki(Pki::Init { directory }) => Task::PkiInit { directory },
+            Word::Pki(Pki::Issue { directory, host }) => Task::PkiIssue { directory, host },
+            Word::Agent { config } => Task::Agent { config },
+            Word::Man { directory } => Task::Manual { directory },
+            Word::Completions { shell } => Task::Completions { shell },
+            Word::Stream(Stream::Inspect { file }) => Task::StreamInspect { file },
+            Word::Check { peer } => ask(Request::Check { peer: peer.into() }),
+            Word::Vm(vm) => ask(vm_request(vm)?),
+            Word::Plan { name, destination, with_disks } => {
+                ask(Request::Plan { name, destination: destination.into(), with_disks })
+            }
+            Word::Jobs => ask(Request::Jobs),
+            Word::Cancel { job } => ask(Request::Cancel { job }),
+            Word::Report { job } => ask(Request::Report { job }),
+            Word::Watch { job } => Task::Job { socket, errand: Errand::Watch(job) },
+            Word::Migrate(typed) => {
+                let errand = Errand::Migrate((*typed).into());
+                Task::Job { socket, errand }
+            }
+        };
+        Ok(Self { format: common.output, task })
+    }
+}
+
+fn vm_request(vm: Vm) -> Result<Request, Failure> {
+    Ok(match vm {
+        Vm::Start { name, argv } => {
+            let directory = path_text(&working_directory()?)?;
+            Request::VmStart { name, argv, directory }
+        }
+        Vm::Adopt { name, qmp, pid } => {
+            // The agent works elsewhere.
+            let qmp = path_text(&working_directory()?.join(qmp))?;
+            Request::VmAdopt { name, qmp, pid }
+        }
+        Vm::List => Request::VmList,
+        Vm::Show { name } => Request::VmShow { name },
+        Vm::Stop { name, grace } => Request::VmStop { name, grace_seconds: grace },
+    })
+}
+
+fn working_directory() -> Result<PathBuf, Failure> {
+    env::current_dir().map_err(Failure::WorkingDirectory)
+}
+
+fn path_text(path: &Path) -> Result<String, Failure> {
+    path.to_str().map(str::to_owned).ok_or_else(|| Failure::NotText(path.to_owned()))
+}

@@ -1,0 +1,110 @@
+//! What the agent itself takes: anonymous memory and processor time.
+//!
+//! The resident set says nothing here, since guest RAM in files is read and written by the agent and never its own;
+//! neither does its high-water mark (`VmHWM`), which counts files and cannot be set back for one job. So anonymous memory
+//! is read and the peak kept here.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sterna_model::ByteCount;
+
+/// How often a job should call [`AnonPeak::sample`]. A peak that comes and goes between two samples is not seen.
+pub const SAMPLE_EVERY: Duration = Duration::from_millis(50);
+
+/// This process's anonymous memory, now.
+///
+/// # Errors
+/// When /proc/self/status cannot be read or does not have it.
+pub fn anonymous_memory() -> io::Result<ByteCount> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    anonymous_in(&status).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "expected RssAnon in /proc/self/status, found none",
+        )
+    })
+}
+
+fn anonymous_in(status: &str) -> Option<ByteCount> {
+    let value = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024).map(ByteCount)
+}
+
+/// The most anonymous memory that was seen. One sample costs some tens of microseconds; anyone may take it.
+#[derive(Debug, Default)]
+pub struct AnonPeak {
+    bytes: AtomicU64,
+}
+
+impl AnonPeak {
+    /// Looks, and keeps the larger. A look that fails changes nothing.
+    pub fn sample(&self) {
+        if let Ok(now) = anonymous_memory() {
+            self.bytes.fetch_max(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// The largest of all samples; what was between them is not in it.
+    #[must_use]
+    pub fn peak(&self) -> ByteCount {
+        ByteCount(self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// The processor time that a process has had, user and system, in steps of 10 ms.
+///
+/// # Errors
+/// When there is no such process, or /proc cannot be read.
+pub fn cpu_time(pid: i32) -> io::Result<Duration> {
+    crate::process::cpu_time_of(pid)?.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("there is no process {pid}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_stays_when_memory_is_given_back() {
+        let peak = AnonPeak::default();
+        peak.sample();
+        let before = peak.peak();
+        assert!(before.0 > 0);
+        let held = vec![1_u8; 64 << 20];
+        peak.sample();
+        assert!(peak.peak().0 >= (64 << 20), "{} after {before}", peak.peak());
+        let high = peak.peak();
+        drop(std::hint::black_box(held));
+        peak.sample();
+        assert!(peak.peak() >= high);
+    }
+
+    #[test]
+    fn work_takes_time() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let before = cpu_time(pid).unwrap();
+        let begun = std::time::Instant::now();
+        let mut number = 1_u64;
+        while cpu_time(pid).unwrap() < before + Duration::from_millis(30) {
+            for _ in 0..100_000 {
+                number = std::hint::black_box(number.wrapping_mul(3));
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
+        assert!(cpu_time(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn only_kilobytes_are_understood() {
+        assert_eq!(anonymous_in("VmRSS:\t 9 kB\nRssAnon:\t     12 kB\n"), Some(ByteCount(12288)));
+        for wrong in
+            ["", "RssAnon:\t12 MB\n", "RssAnon:\t-1 kB", "RssAnon:\t99999999999999999999 kB"]
+        {
+            assert_eq!(anonymous_in(wrong), None);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Bounds on what is inside a JSON payload. The frame's limit bounds its length; these bound what it becomes.
+//!
+//! They are chosen so that a message at every one of its limits still fits in a Control frame.
+
+/// Nesting of objects and lists in one document.
+pub const MAX_JSON_DEPTH: usize = 8;
+/// Values, keys included, in one document: what its parsed form can hold. The largest message has about 12,000.
+pub const MAX_JSON_VALUES: usize = 32 * 1024;
+
+/// Bytes in a free text: a reason, an error.
+pub const MAX_TEXT_BYTES: usize = 4096;
+/// Bytes in a software version's text, or QEMU's.
+pub const MAX_VERSION_BYTES: usize = 128;
+/// Capabilities in a Hello.
+pub const MAX_CAPABILITIES: usize = 64;
+/// Characters in a capability's name.
+pub const MAX_CAPABILITY_BYTES: usize = 32;
+
+/// Data connections of one job.
+pub const MAX_CONNECTIONS: usize = 64;
+/// Bytes in a VM's description. Escaped in JSON it can become six times as long.
+pub const MAX_DESCRIPTION_BYTES: usize = 128 * 1024;
+/// Bytes in QEMU's configuration section.
+pub const MAX_CONFIGURATION_BYTES: usize = 16 * 1024;
+/// Commands of the stream that are forwarded before the RAM.
+pub const MAX_COMMANDS: usize = 64;
+/// Data bytes in one such command.
+pub const MAX_COMMAND_BYTES: usize = 1024;
+/// Pages in one Missing.
+pub const MAX_MISSING_PAGES: usize = 4096;
+/// Refusals in one message.
+pub const MAX_REFUSALS: usize = 32;
+/// Bytes in a refusal's code.
+pub const MAX_REFUSAL_CODE_BYTES: usize = 64;
+/// Bytes in a refusal's reason, and in its remedy.
+pub const MAX_REFUSAL_TEXT_BYTES: usize = 1024;
+/// The longest silence that a source may ask a destination to ride out: a day, in milliseconds.
+pub const MAX_LINK_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;

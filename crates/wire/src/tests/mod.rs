@@ -1,0 +1,8 @@
+//! What the format promises, held against honest peers, hostile ones and the bytes of earlier builds.
+
+mod frames;
+mod golden;
+mod hello;
+mod hostile;
+mod messages;
+mod samples;

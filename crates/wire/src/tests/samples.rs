@@ -1,0 +1,118 @@
+//! One of everything, with contents that no default could give.
+
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use sterna_model::{BlockName, Epoch, Layout, PageId, Refusal, Root};
+
+use crate::hello::{Capabilities, Offer, Role, Welcome};
+use crate::message::*;
+use crate::{AnswerState, Blob, GuestState, Hello, PageKey, Reply, Sender, Text, Token, Verify};
+
+pub(super) fn offer(protocol_min: u16, protocol_max: u16, software: &str) -> Offer {
+    let capabilities = Capabilities::new(&["three-stage", "follow"]).unwrap();
+    Offer { protocol_min, protocol_max, software: software.into(), capabilities }
+}
+
+pub(super) fn hellos() -> Vec<(&'static str, Hello)> {
+    let job = "job-7".parse().unwrap();
+    let data = Role::Data { job, token: Token([0xa5; 32]), connection: 3 };
+    [("control", Role::Control), ("data", data), ("check", Role::Check)]
+        .map(|(name, role)| (name, Hello { offer: offer(1, 1, "0.1.0"), role }))
+        .into()
+}
+
+pub(super) fn replies() -> Vec<(&'static str, Reply)> {
+    let capabilities = Capabilities::new(&["follow"]).unwrap();
+    let welcome = Welcome { protocol: 1, software: "0.1.0".into(), capabilities };
+    vec![("welcome", Reply::Welcome(welcome)), ("refused", Reply::refused(&refusal()))]
+}
+
+pub(super) fn refusal() -> Refusal {
+    Refusal::new("option-not-allowed", "expected no -fsdev, found one", "remove it")
+}
+
+pub(super) fn block(name: &str) -> BlockName {
+    BlockName::new(name.as_bytes()).unwrap()
+}
+
+pub(super) fn root() -> Root {
+    Root::from_bytes(*b"0123456789abcdef")
+}
+
+pub(super) fn prepare() -> Prepare {
+    Prepare {
+        job: "job-7".parse().unwrap(),
+        vm: "web".parse().unwrap(),
+        uuid: "0a1b2c3d-0000-4111-8222-ffffffffffff".parse().unwrap(),
+        epoch: Epoch(5),
+        description: String::from(r#"{"argv":["-m","512"]}"#),
+        page_key: PageKey([0x11; 32]),
+        connections: 4,
+        verify: Verify::Full,
+        link_timeout_ms: 90_000,
+    }
+}
+
+pub(super) fn stream_head() -> StreamHead {
+    StreamHead {
+        configuration: Blob::new(vec![0, 0, 0, 1, b'q']).unwrap(),
+        layout: Layout::new(&[(block("pc.ram"), 8192), (block("/rom@etc/x"), 4096)]).unwrap(),
+        ram_section: RamSection { section: 2, instance: 0 },
+    }
+}
+
+fn from_source() -> Vec<Message> {
+    let (job, uuid) = (prepare().job, prepare().uuid);
+    let frames_per_connection = vec![17, 18, 0, u64::MAX];
+    let sent = Final {
+        root: root(),
+        frames_per_connection,
+        tail_bytes: 345_678,
+        guest: GuestState::Paused,
+        commands: vec![StreamCommand { command: 11, data: Blob::default() }],
+    };
+    vec![
+        Message::Prepare(prepare()),
+        Message::StreamHead(stream_head()),
+        Message::Final(sent),
+        Message::Commit(Commit { epoch: Epoch(5) }),
+        Message::Abort(Abort { reason: Text::new("the user cancelled") }),
+        Message::Inquire(Inquire { job, uuid, epoch: Epoch(5) }),
+        Message::Ping(Echo { nonce: 1, sent_ns: 2 }),
+        Message::Answer(Answer { job: prepare().job, state: AnswerState::Offered }),
+    ]
+}
+
+fn from_destination() -> Vec<Message> {
+    let job = prepare().job;
+    let prepared = Prepared {
+        token: Token([0x5a; 32]),
+        shared_blocks: vec![block("pc.ram")],
+        qemu_version: "7.2.0".into(),
+        start_ms: 80,
+    };
+    vec![
+        Message::Prepared(prepared),
+        Message::Refused(Refused::new(&[refusal()])),
+        Message::Applied(Applied { frames_per_connection: vec![3, 4] }),
+        Message::Missing(Missing { pages: vec![(PageId(9), 1), (PageId(u32::MAX), 0)] }),
+        Message::Loaded(Loaded { root: root(), pages_hashed: 131_072, load_ms: 31 }),
+        Message::Failed(Failed { error: Text::new("QEMU said: \"no\"\n") }),
+        Message::Running(Running {
+            commit_to_resume_ns: 1_500_000,
+            peak_anonymous_bytes: 31 << 20,
+        }),
+        Message::Discarded(Discarded { job: job.clone(), epoch: Epoch(5) }),
+        Message::Answer(Answer { job, state: AnswerState::Entitled }),
+        Message::Pong(Echo { nonce: 1, sent_ns: 2 }),
+    ]
+}
+
+/// Every message, with who sends it.
+pub(super) fn messages() -> Vec<(Sender, Message)> {
+    let source = from_source().into_iter().map(|message| (Sender::Source, message));
+    let destination = from_destination().into_iter().map(|message| (Sender::Destination, message));
+    source.chain(destination).collect()
+}

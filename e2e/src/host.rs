@@ -1,0 +1,302 @@
+//! A host: a namespace with Sterna's agent in it, and the command line to talk to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::artifacts::{cache, sterna};
+use crate::command::{Output, Running, wait_for};
+use crate::world::{Side, World};
+use crate::{Error, Result};
+
+/// The agent answers soon or never.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// Commands that move nothing.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+/// A move over a shaped wire.
+pub const MOVE_LIMIT: Duration = Duration::from_secs(180);
+/// Lines of an agent's log that a failed test shows.
+const TAIL_LINES: usize = 40;
+
+/// Whether a host takes VMs from the other one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peer {
+    /// It does.
+    #[default]
+    Accepted,
+    /// It knows the other one, and takes none.
+    NotAccepted,
+}
+
+/// Who has signed a host's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Authority {
+    /// The same CA as the other host's.
+    #[default]
+    Common,
+    /// Another one.
+    Foreign,
+}
+
+/// What a host's configuration says beyond names and addresses.
+#[derive(Clone, Debug, Default)]
+pub struct HostSetup {
+    /// See [`Peer`].
+    pub peer: Peer,
+    /// See [`Authority`].
+    pub authority: Authority,
+    /// `[paths]`: the source's path, ours.
+    pub paths: Vec<(PathBuf, PathBuf)>,
+    /// Lines below `[limits]`.
+    pub limits: Vec<String>,
+}
+
+/// An agent that runs; killed when dropped.
+#[derive(Debug)]
+pub struct Host {
+    side: Side,
+    sterna: PathBuf,
+    namespace: String,
+    folder: PathBuf,
+    agent: Option<Child>,
+}
+
+impl Host {
+    /// Makes the host's certificate and configuration and starts its agent.
+    ///
+    /// # Errors
+    /// `sterna pki` fails, or the agent does not answer.
+    pub fn start(world: &World, side: Side, setup: &HostSetup) -> Result<Self> {
+        let folder = world.folder().join(side.name());
+        let doing = || format!("making {}", folder.display());
+        fs::create_dir_all(&folder).map_err(Error::io(doing()))?;
+        let sterna = sterna()?;
+        let namespace = world.namespace(side);
+        let mut host = Self { side, sterna, namespace, folder, agent: None };
+        let pki = host.issue_certificate(world, setup.authority)?;
+        let text = host.configuration(world, setup, &pki);
+        fs::write(host.configuration_file(), text).map_err(Error::io("writing sterna.toml"))?;
+        host.restart()?;
+        Ok(host)
+    }
+
+    /// Which host it is.
+    #[must_use]
+    pub const fn side(&self) -> Side {
+        self.side
+    }
+
+    /// The folder of its configuration and state.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The agent's process while it runs.
+    #[must_use]
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
+    /// Kills the agent as nothing can prevent.
+    pub fn kill9(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            // Both fail only when it has ended already.
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+
+    /// Starts the agent, again if it ran before, and waits until it answers.
+    ///
+    /// # Errors
+    /// It ends at once or does not answer; the message has the end of its log.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill9();
+        let mut log = fs::File::options();
+        let log = log.create(true).append(true).open(self.log_file());
+        let log = log.map_err(Error::io("opening the agent's log"))?;
+        let for_stdout = log.try_clone().map_err(Error::io("opening the agent's log"))?;
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]).arg(&self.sterna);
+        command.args(["agent", "--config"]).arg(self.configuration_file());
+        command.stdin(Stdio::null()).stdout(for_stdout).stderr(log);
+        self.agent = Some(command.spawn().map_err(Error::io("starting the agent"))?);
+        self.wait_until_it_answers()
+    }
+
+    /// Runs `sterna` with these words against this host's agent.
+    ///
+    /// # Errors
+    /// It does not end in half a minute.
+    pub fn run(&self, words: &[&str]) -> Result<Output> {
+        self.spawn(words)?.wait(ASK_LIMIT)
+    }
+
+    /// As [`Self::run`], not waiting for its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&self, words: &[&str]) -> Result<Running> {
+        Running::start(&mut self.command(words))
+    }
+
+    /// As [`Self::run`], with `-o json`; gives the document of a command that succeeded.
+    ///
+    /// # Errors
+    /// It fails, or prints anything but one document.
+    pub fn json(&self, words: &[&str]) -> Result<Value> {
+        self.run(&with_json(words))?.success()?.json()
+    }
+
+    /// What `vm show` says.
+    ///
+    /// # Errors
+    /// There is no such VM.
+    pub fn vm(&self, name: &str) -> Result<Value> {
+        self.json(&["vm", "show", name])
+    }
+
+    /// A VM's state in one word; `absent` when the host knows none of that name.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn vm_state(&self, name: &str) -> Result<String> {
+        let list = self.json(&["vm", "list"])?;
+        let vms = list.as_array().cloned().unwrap_or_default();
+        let vm = vms.iter().find(|vm| vm["name"] == name);
+        Ok(vm.map_or("absent", |vm| vm["state"].as_str().unwrap_or("no text")).to_owned())
+    }
+
+    /// The end of the agent's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    /// The configuration's file.
+    #[must_use]
+    pub fn configuration_file(&self) -> PathBuf {
+        self.folder.join("sterna.toml")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("sterna.sock")
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.sterna);
+        command.args(words).env("STERNA_AGENT", self.socket()).current_dir(&self.folder);
+        command
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let answered = wait_for("an answer of the agent", START_LIMIT, || {
+            if let Some(Ok(Some(status))) = self.agent.as_mut().map(Child::try_wait) {
+                let found = format!("{status}\n{}", self.log_tail());
+                return Err(Error::unexpected("the agent", "that it runs", found));
+            }
+            let asked = self.run(&with_json(&["vm", "list"]))?;
+            Ok((asked.code == Some(0)).then_some(()))
+        });
+        answered.map_err(|error| match error {
+            Error::TimedOut { what, after, .. } => {
+                Error::TimedOut { what, after, seen: self.log_tail() }
+            }
+            other => other,
+        })
+    }
+
+    /// The CA's folder, relative to the configuration's. The CA is made by the first who needs it.
+    fn issue_certificate(&self, world: &World, authority: Authority) -> Result<String> {
+        let name = match authority {
+            Authority::Common => "pki",
+            Authority::Foreign => "foreign-pki",
+        };
+        let folder = world.folder().join(name);
+        let folder = folder.to_string_lossy();
+        if !Path::new(folder.as_ref()).exists() {
+            self.run(&["pki", "init", &folder])?.success()?;
+        }
+        self.run(&["pki", "issue", &folder, self.side.name()])?.success()?;
+        Ok(format!("../{name}/{}", self.side.name()))
+    }
+
+    fn configuration(&self, world: &World, setup: &HostSetup, pki: &str) -> String {
+        let other = self.side.other();
+        let accept = setup.peer == Peer::Accepted;
+        let (name, address) = (self.side.name(), self.side.address());
+        let (peer, peer_address) = (other.name(), other.address());
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let paths: Vec<String> = (setup.paths.iter())
+            .map(|(from, to)| format!("{} = {}", quoted(from), quoted(to)))
+            .collect();
+        let roots =
+            [quoted(&cache()), quoted(&shared_folder(world)), quoted(Path::new("/usr/share"))];
+        format!(
+            r#"[host]
+name = "{name}"
+listen = "{address}:7837"
+control = {control}
+state_dir = {state}
+
+[tls]
+ca = "{pki}/ca-cert.pem"
+cert = "{pki}/server-cert.pem"
+key = "{pki}/server-key.pem"
+
+[peers.{peer}]
+address = "{peer_address}:7837"
+accept = {accept}
+
+[paths]
+{paths}
+
+[accept]
+roots = [{roots}]
+
+[limits]
+{limits}
+"#,
+            control = quoted(&self.socket()),
+            state = quoted(&self.folder.join("state")),
+            paths = paths.join("\n"),
+            roots = roots.join(", "),
+            limits = setup.limits.join("\n"),
+        )
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill9();
+        if std::thread::panicking() {
+            eprintln!("--- the agent of {} said at last:\n{}", self.side.name(), self.log_tail());
+        }
+    }
+}
+
+/// A folder that both hosts see under the same path, like shared storage.
+#[must_use]
+pub(crate) fn shared_folder(world: &World) -> PathBuf {
+    world.folder().join("shared")
+}
+
+/// The words with `-o json` among the options: what follows `--` is not for Sterna.
+#[must_use]
+pub fn with_json<'w>(words: &[&'w str]) -> Vec<&'w str> {
+    let end = words.iter().position(|word| *word == "--").unwrap_or(words.len());
+    let mut all = words[..end].to_vec();
+    all.extend(["-o", "json"]);
+    all.extend(&words[end..]);
+    all
+}

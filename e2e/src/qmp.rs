@@ -1,0 +1,79 @@
+//! One QMP client, blocking: for what a user might do to a guest beside Sterna.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{Error, Result};
+
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection to QEMU's monitor.
+#[derive(Debug)]
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+impl Qmp {
+    /// Connects and leaves the negotiation mode.
+    ///
+    /// # Errors
+    /// Nobody listens, or it is no QMP.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let doing = || format!("connecting to {}", socket.display());
+        let writer = UnixStream::connect(socket).map_err(Error::io(doing()))?;
+        writer.set_read_timeout(Some(ANSWER_LIMIT)).map_err(Error::io(doing()))?;
+        let reader = BufReader::new(writer.try_clone().map_err(Error::io(doing()))?);
+        let mut qmp = Self { reader, writer };
+        qmp.message()?;
+        qmp.command("qmp_capabilities")?;
+        Ok(qmp)
+    }
+
+    /// A command without arguments; gives what it returns.
+    ///
+    /// # Errors
+    /// QEMU refuses it, or is gone.
+    pub fn command(&mut self, name: &str) -> Result<Value> {
+        self.command_with(name, &json!({}))
+    }
+
+    /// A command with arguments; gives what it returns. Events that come in between are dropped.
+    ///
+    /// # Errors
+    /// QEMU refuses it, or is gone.
+    pub fn command_with(&mut self, name: &str, arguments: &Value) -> Result<Value> {
+        let line = format!("{}\n", json!({"execute": name, "arguments": arguments}));
+        self.writer.write_all(line.as_bytes()).map_err(Error::io(format!("sending {name}")))?;
+        loop {
+            let mut message = self.message()?;
+            if let Some(value) = message.get_mut("return") {
+                return Ok(value.take());
+            }
+            if let Some(error) = message.get("error") {
+                return Err(Error::unexpected(name, "a return", error));
+            }
+        }
+    }
+
+    /// The guest's run state, as QEMU names it.
+    ///
+    /// # Errors
+    /// As for [`Self::command`].
+    pub fn run_state(&mut self) -> Result<String> {
+        let status = self.command("query-status")?;
+        Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn message(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).map_err(Error::io("reading from QMP"))?;
+        serde_json::from_str(&line).map_err(|error| {
+            Error::unexpected("QMP", "a line of JSON", format!("{line:?}: {error}"))
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! Moves to and among newer QEMUs. From 7.2 to 7.2 is what all other tests do.
+
+use std::path::PathBuf;
+
+use sterna_e2e::{Guest, HostSetup, QEMU, Result, Setup, Vm, can_run_here, qemu10, story};
+
+const LOAD: &str = "uniform size=16M rate=4M sweep=30";
+
+/// A machine type that both have.
+const OLD_MACHINE: &str = "pc-i440fx-7.2";
+
+#[test]
+fn from_qemu_7_2_to_10() -> Result<()> {
+    let Some(newer) = newer_qemu()? else { return Ok(()) };
+    let paths = vec![(PathBuf::from(QEMU), newer)];
+    let setup = Setup { beta: HostSetup { paths, ..HostSetup::default() }, ..Setup::default() };
+    story(&setup, |pair| {
+        let mut vm = Vm::start(pair, &Guest::new("upgrade").machine(OLD_MACHINE).load(LOAD))?;
+        vm.migrate(pair, &[])?;
+        let argv = pair.host(vm.at()).vm(vm.name())?["argv"].to_string();
+        assert!(argv.contains("qemu10"), "{argv}");
+        vm.check_works()
+    })
+}
+
+#[test]
+fn from_qemu_10_to_10_with_its_own_machines() -> Result<()> {
+    let Some(newer) = newer_qemu()? else { return Ok(()) };
+    story(&Setup::default(), |pair| {
+        for machine in ["pc", "q35"] {
+            let guest = Guest::new(machine).program(&newer).machine(machine).load(LOAD);
+            let mut vm = Vm::start(pair, &guest)?;
+            vm.migrate(pair, &[])?;
+            vm.check_works()?;
+        }
+        Ok(())
+    })
+}
+
+/// QEMU 10 where it can be had. It comes through the network, so that even CI only tries.
+fn newer_qemu() -> Result<Option<PathBuf>> {
+    if !can_run_here()? {
+        return Ok(None);
+    }
+    match qemu10() {
+        Ok(path) => Ok(Some(path)),
+        Err(reason) => {
+            eprintln!("SKIPPED: no QEMU 10: {reason}");
+            Ok(None)
+        }
+    }
+}
