@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::artifacts::{cache, sterna};
+use crate::artifacts::sterna;
 use crate::command::{Output, Running, wait_for};
+use crate::configuration::{Authority, HostSetup, SOCKET};
 use crate::world::{Side, World};
 use crate::{Error, Result};
 
@@ -20,39 +21,6 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 pub const MOVE_LIMIT: Duration = Duration::from_secs(180);
 /// Lines of an agent's log that a failed test shows.
 const TAIL_LINES: usize = 40;
-
-/// Whether a host takes VMs from the other one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Peer {
-    /// It does.
-    #[default]
-    Accepted,
-    /// It knows the other one, and takes none.
-    NotAccepted,
-}
-
-/// Who has signed a host's certificate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Authority {
-    /// The same CA as the other host's.
-    #[default]
-    Common,
-    /// Another one.
-    Foreign,
-}
-
-/// What a host's configuration says beyond names and addresses.
-#[derive(Clone, Debug, Default)]
-pub struct HostSetup {
-    /// See [`Peer`].
-    pub peer: Peer,
-    /// See [`Authority`].
-    pub authority: Authority,
-    /// `[paths]`: the source's path, ours.
-    pub paths: Vec<(PathBuf, PathBuf)>,
-    /// Lines below `[limits]`.
-    pub limits: Vec<String>,
-}
 
 /// An agent that runs; killed when dropped.
 #[derive(Debug)]
@@ -77,7 +45,7 @@ impl Host {
         let namespace = world.namespace(side);
         let mut host = Self { side, sterna, namespace, folder, agent: None };
         let pki = host.issue_certificate(world, setup.authority)?;
-        let text = host.configuration(world, setup, &pki);
+        let text = setup.configuration(world, side, &pki);
         fs::write(host.configuration_file(), text).map_err(Error::io("writing sterna.toml"))?;
         host.restart()?;
         Ok(host)
@@ -190,7 +158,7 @@ impl Host {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.join("sterna.sock")
+        self.folder.join(SOCKET)
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -230,50 +198,6 @@ impl Host {
         self.run(&["pki", "issue", &folder, self.side.name()])?.success()?;
         Ok(format!("../{name}/{}", self.side.name()))
     }
-
-    fn configuration(&self, world: &World, setup: &HostSetup, pki: &str) -> String {
-        let other = self.side.other();
-        let accept = setup.peer == Peer::Accepted;
-        let (name, address) = (self.side.name(), self.side.address());
-        let (peer, peer_address) = (other.name(), other.address());
-        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
-        let paths: Vec<String> = (setup.paths.iter())
-            .map(|(from, to)| format!("{} = {}", quoted(from), quoted(to)))
-            .collect();
-        let roots =
-            [quoted(&cache()), quoted(&shared_folder(world)), quoted(Path::new("/usr/share"))];
-        format!(
-            r#"[host]
-name = "{name}"
-listen = "{address}:7837"
-control = {control}
-state_dir = {state}
-
-[tls]
-ca = "{pki}/ca-cert.pem"
-cert = "{pki}/server-cert.pem"
-key = "{pki}/server-key.pem"
-
-[peers.{peer}]
-address = "{peer_address}:7837"
-accept = {accept}
-
-[paths]
-{paths}
-
-[accept]
-roots = [{roots}]
-
-[limits]
-{limits}
-"#,
-            control = quoted(&self.socket()),
-            state = quoted(&self.folder.join("state")),
-            paths = paths.join("\n"),
-            roots = roots.join(", "),
-            limits = setup.limits.join("\n"),
-        )
-    }
 }
 
 impl Drop for Host {
@@ -283,12 +207,6 @@ impl Drop for Host {
             eprintln!("--- the agent of {} said at last:\n{}", self.side.name(), self.log_tail());
         }
     }
-}
-
-/// A folder that both hosts see under the same path, like shared storage.
-#[must_use]
-pub(crate) fn shared_folder(world: &World) -> PathBuf {
-    world.folder().join("shared")
 }
 
 /// The words with `-o json` among the options: what follows `--` is not for Sterna.

@@ -10,6 +10,7 @@
 
 mod artifacts;
 pub mod command;
+mod configuration;
 mod error;
 mod guest;
 mod host;
@@ -22,9 +23,10 @@ mod vm;
 mod world;
 
 pub use artifacts::{Accelerator, QEMU, cache, kernel_and_initrd, qemu10, repository, sterna};
+pub use configuration::{Authority, HostSetup, Peer};
 pub use error::{Error, Result, expect_that};
 pub use guest::Guest;
-pub use host::{Authority, Host, HostSetup, MOVE_LIMIT, Peer, with_json};
+pub use host::{Host, MOVE_LIMIT, with_json};
 pub use log::{GuestLog, Mark, Tick};
 pub use prober::{ProbeReport, Prober, ask_guest};
 pub use qmp::Qmp;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    socket: PathBuf,
 }
 
 impl Qmp {
@@ -28,8 +29,8 @@ impl Qmp {
         let writer = UnixStream::connect(socket).map_err(Error::io(doing()))?;
         writer.set_read_timeout(Some(ANSWER_LIMIT)).map_err(Error::io(doing()))?;
         let reader = BufReader::new(writer.try_clone().map_err(Error::io(doing()))?);
-        let mut qmp = Self { reader, writer };
-        qmp.message()?;
+        let mut qmp = Self { reader, writer, socket: socket.to_path_buf() };
+        qmp.message("the greeting")?;
         qmp.command("qmp_capabilities")?;
         Ok(qmp)
     }
@@ -50,7 +51,7 @@ impl Qmp {
         let line = format!("{}\n", json!({"execute": name, "arguments": arguments}));
         self.writer.write_all(line.as_bytes()).map_err(Error::io(format!("sending {name}")))?;
         loop {
-            let mut message = self.message()?;
+            let mut message = self.message(name)?;
             if let Some(value) = message.get_mut("return") {
                 return Ok(value.take());
             }
@@ -69,9 +70,10 @@ impl Qmp {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    fn message(&mut self) -> Result<Value> {
+    fn message(&mut self, awaited: &str) -> Result<Value> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).map_err(Error::io("reading from QMP"))?;
+        let doing = || format!("waiting for {awaited} at {}", self.socket.display());
+        self.reader.read_line(&mut line).map_err(Error::io(doing()))?;
         serde_json::from_str(&line).map_err(|error| {
             Error::unexpected("QMP", "a line of JSON", format!("{line:?}: {error}"))
         })

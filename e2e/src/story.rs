@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::artifacts::check_machine;
-use crate::host::{Host, HostSetup, shared_folder};
+use crate::configuration::{HostSetup, shared_folder};
+use crate::host::Host;
 use crate::world::{GuestNetwork, Side, World};
 use crate::{Error, Result};
 

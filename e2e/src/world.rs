@@ -156,7 +156,7 @@ impl World {
         Ok(())
     }
 
-    /// Takes the limit off again.
+    /// Takes the limit off again, or joins the wire that was cut.
     ///
     /// # Errors
     /// `tc` fails, or there was none.

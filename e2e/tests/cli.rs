@@ -17,7 +17,6 @@ fn a_vms_whole_life() -> Result<()> {
         let mut vm = Vm::start(pair, &guest)?;
         check_views(pair, &vm)?;
         check_peer(pair)?;
-        check_plan(pair, &vm)?;
         let moved = vm.migrate(pair, &[])?;
         check_report_keys(&moved.report)?;
         check_memory(&moved, &guest)?;
@@ -25,6 +24,14 @@ fn a_vms_whole_life() -> Result<()> {
         let again = pair.host(Side::Alpha).json(&["report", job])?;
         expect_that(again == moved.report, "sterna report", &moved.report, &again)?;
         check_stop(pair, &vm)
+    })
+}
+
+#[test]
+fn a_plan_predicts_and_changes_nothing() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let vm = Vm::start(pair, &Guest::new("planned").load("sparse size=8M rate=2M sweep=30"))?;
+        check_plan(pair, &vm)
     })
 }
 

@@ -38,6 +38,25 @@ fn the_wire_carries_what_it_is_shaped_to() -> Result<()> {
 }
 
 #[test]
+fn a_cut_wire_carries_nothing_until_it_is_mended() -> Result<()> {
+    if !can_run_here()? {
+        return Ok(());
+    }
+    let world = World::new(GuestNetwork::Absent)?;
+    let ping = || -> Result<bool> {
+        let mut command = world.command_at(Side::Alpha, Path::new("busybox"));
+        command.args(["ping", "-c", "1", "-W", "1", Side::Beta.address()]);
+        Ok(Running::start(&mut command)?.wait(BOOT_LIMIT)?.code == Some(0))
+    };
+    assert!(ping()?);
+    world.cut()?;
+    assert!(!ping()?);
+    world.unshape()?;
+    assert!(ping()?);
+    Ok(())
+}
+
+#[test]
 fn a_guest_answers_its_clients() -> Result<()> {
     if !can_run_here()? {
         return Ok(());

@@ -2,7 +2,7 @@
 //! last. The agent is believed no more than any peer: its lines have a limit.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sterna_api::{Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -63,12 +63,6 @@ impl Client {
     #[must_use]
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
-    }
-
-    /// The control socket.
-    #[must_use]
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// Connects; nothing is asked yet.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use sterna_api::ApiError;
 use sterna_host::pki::PkiError;
 
-use crate::agent::AgentFailure;
 use crate::client::ClientError;
+use sterna_agent::AgentError;
 
 /// It failed.
 pub(crate) const FAILED: u8 = 1;
@@ -43,7 +43,7 @@ pub(crate) enum Failure {
     WrongAnswer,
     /// The agent could not be, or stopped being one.
     #[error(transparent)]
-    Agent(#[from] AgentFailure),
+    Agent(#[from] AgentError),
     /// No certificate was made.
     #[error(transparent)]
     Pki(#[from] PkiError),

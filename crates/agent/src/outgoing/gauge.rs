@@ -56,7 +56,7 @@ pub(super) struct Gauge {
     /// The guest's memory, once known.
     pub memory: ByteCount,
     /// A message there and its answer.
-    pub round_trip: Duration,
+    pub round_trip: Option<Duration>,
     /// The destination's QEMU start.
     pub destination_start: Duration,
     /// The destination agent's anonymous memory at most.
@@ -88,7 +88,7 @@ impl Gauge {
             begun: Instant::now(),
             marks: Marks::default(),
             memory: ByteCount(0),
-            round_trip: Duration::ZERO,
+            round_trip: None,
             destination_start: Duration::ZERO,
             destination_memory: ByteCount(0),
             pages_hashed: 0,
@@ -131,7 +131,7 @@ impl Gauge {
             dirty_pages,
             rest_bytes: ByteCount(dirty_pages.saturating_mul(cost.0)),
             link_rate: self.link_rate.unwrap_or_default(),
-            round_trip: self.round_trip,
+            round_trip: self.round_trip.unwrap_or_default(),
             total_wire_bytes: ByteCount(bulk.wire_bytes()),
             memory: self.memory,
         }

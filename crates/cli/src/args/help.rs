@@ -26,14 +26,16 @@ Results are printed on standard output, messages and progress on standard error.
 
 /// After `sterna agent --help`.
 pub(super) const AGENT: &str = "\
-The agent owns the VMs that run on this host and takes those that peers send. It runs until SIGTERM or SIGINT; VMs run
-on without it, and it finds them again when it starts.";
+The agent owns the VMs that run on this host and takes those that peers send.
+It runs until SIGTERM or SIGINT; VMs run on without it, and it finds them again
+when it starts. It logs to standard error; STERNA_LOG chooses how much (info,
+debug, sterna_agent=trace).";
 
 /// After `sterna pki --help`.
 pub(super) const PKI: &str = "\
 EXAMPLES:
-  sterna pki init pki             on a machine that you trust; keep pki/ca-key.pem there
-  sterna pki issue pki alpha      then copy pki/alpha/ to the host alpha as /etc/sterna/pki";
+  sterna pki init pki         on a machine that you trust; its key stays there
+  sterna pki issue pki alpha  then copy pki/alpha to alpha as /etc/sterna/pki";
 
 /// After `sterna check --help`.
 pub(super) const CHECK: &str = "\
@@ -44,8 +46,8 @@ EXIT CODES:
 
 /// After `sterna plan --help`.
 pub(super) const PLAN: &str = "\
-With -o json: strategies[] (name, and total_ms, downtime_ms, wire_bytes, each with low and high), recommended,
-refusals[] (code, reason, remedy).
+With -o json: strategies[] (name, and total_ms, downtime_ms, wire_bytes, each
+with low and high), recommended, refusals[] (code, reason, remedy).
 
 EXIT CODES:
   0  the move can begin
@@ -54,33 +56,39 @@ EXIT CODES:
 
 /// After `sterna watch --help`.
 pub(super) const WATCH: &str = "\
-Ctrl-C cancels the job and rolls it back, as with `sterna migrate`; a second one leaves at once, and the job to the
-agent. To stop watching without touching the job, press Ctrl-\\ (SIGQUIT).";
+Ctrl-C cancels the job and rolls it back, as with `sterna migrate`; a second one
+leaves at once, and leaves the job to the agent. To stop watching without
+touching the job, press Ctrl-\\ (SIGQUIT).";
 
 /// After `sterna vm start --help`.
 pub(super) const VM_START: &str = "\
 EXAMPLE:
-  sterna vm start web -- qemu-system-x86_64 -machine q35,accel=kvm -m 4G -drive file=web.qcow2,if=virtio";
+  sterna vm start web -- qemu-system-x86_64 -machine q35,accel=kvm -m 4G \\
+      -drive file=web.qcow2,if=virtio";
 
 /// After `sterna stream inspect --help`.
 pub(super) const STREAM_INSPECT: &str = "\
 EXIT CODES:
   0  the stream is whole
-  1  it is damaged or cut off (the damage is the last thing that is printed), or cannot be read";
+  1  it is damaged or cut off (the damage is printed last), or cannot be read";
 
 /// After `sterna migrate --help`.
 pub(super) const MIGRATE: &str = "\
-The guest runs on while its memory is copied; it stands for the last part only. If anything fails before the hand-over,
-it runs on here. Ctrl-C (or SIGTERM) rolls back; a second one leaves at once, and the job to the agent.
+The guest runs on while its memory is copied; it stands for the last part only.
+If anything fails before the hand-over, it runs on here. Ctrl-C (or SIGTERM)
+rolls back; a second one leaves at once, and leaves the job to the agent.
 
 OUTPUT:
   -o text   a summary on standard output
-  -o json   exactly one report on standard output, failures included. Where no job came to be (refused, agent not
-            reached) or its end was not seen, the report has job, vm, strategy, source, destination, started_at,
+  -o json   exactly one report on standard output, failures included. Where no
+            job came to be (refused, agent not reached) or its end was not seen,
+            the report has job, vm, strategy, source, destination, started_at,
             outcome, guest_is, error and refusals; what is not known is null
-  -o jsonl  events, one per line: {\"type\":\"started\"}, {\"type\":\"progress\"}..., the last is {\"type\":\"report\"}
-  With --dry-run the plan is printed instead, with --detach the job's id. With text and json, progress goes to
-  standard error: a bar on a terminal, else lines with the time (UTC), at most one a second.
+  -o jsonl  one event per line, by type: started, progress, and at last report
+
+  With --dry-run the plan is printed instead, with --detach the job's id. With
+  text and json, progress goes to standard error: a bar on a terminal, else
+  lines with the time (UTC), at most one a second and one for each phase.
 
 EXIT CODES:
   0    the guest runs at the destination

@@ -38,11 +38,11 @@ pub(crate) struct Migrate {
     #[arg(long, value_name = "N", default_value_t = 4)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
-    /// Compress pages: as link and gain say, never, or at a zstd level from 1 to 19
-    #[arg(long, value_name = "auto|none|LEVEL", default_value = "auto")]
+    /// Compress pages: `auto` as link and gain say, `none` never, or at a zstd level from 1 to 19
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
     compress: CompressWord,
     /// Besides the hash of every page, read the whole guest memory again at the destination before the guest resumes
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "HOW")]
     verify: Option<VerifyWord>,
     /// Print the job's id and return; the job goes on in the agent
     #[arg(long, conflicts_with = "dry_run")]

@@ -18,7 +18,7 @@ pub(crate) use migrate::Migrate;
 
 /// Live migration of QEMU/KVM virtual machines between hosts.
 #[derive(Debug, Parser)]
-#[command(name = "sterna", version, max_term_width = 100, after_help = help::AFTER)]
+#[command(name = "sterna", version, after_help = help::AFTER)]
 pub(crate) struct Cli {
     /// What is to be done.
     #[command(subcommand)]
@@ -31,7 +31,7 @@ pub(crate) struct Cli {
 /// Options that every word takes.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// How the result is printed: for people, as one JSON document, or as JSON lines
+    /// How results are printed: for people, as one JSON document, as JSON lines
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value = "text")]
     #[arg(help_heading = "Common options")]
     pub(crate) output: Format,
@@ -42,14 +42,12 @@ pub(crate) struct Common {
     pub(crate) agent: Option<PathBuf>,
 }
 
-/// How a result is printed.
+/// How a result is printed: for people, as one JSON document, as one JSON value per line.
+// The variants have no texts of their own: the help would spread over ten lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
     Text,
-    /// One JSON document.
     Json,
-    /// One JSON value per line.
     Jsonl,
 }
 

@@ -2,7 +2,7 @@
 //! lines on standard output.
 
 use std::io::{self, IsTerminal};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -17,6 +17,8 @@ use super::end::NoReport;
 
 /// The bar's parts.
 const BAR_PARTS: u64 = 1000;
+/// Time between two drawings of the bar.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
 /// Time between two lines of one phase.
 const LINE_INTERVAL_MS: u64 = 1000;
 
@@ -99,10 +101,14 @@ impl ProgressView {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("RAM [{bar:30}] {wide_msg}")
+    let style = ProgressStyle::with_template("RAM [{bar:20}] {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
-    ProgressBar::with_draw_target(Some(BAR_PARTS), ProgressDrawTarget::stderr()).with_style(style)
+    let target = ProgressDrawTarget::stderr();
+    let bar = ProgressBar::with_draw_target(Some(BAR_PARTS), target).with_style(style);
+    // Else a change that comes soon after another waits for the next one to be drawn.
+    bar.enable_steady_tick(REDRAW_INTERVAL);
+    bar
 }
 
 #[expect(

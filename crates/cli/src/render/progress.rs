@@ -26,7 +26,7 @@ pub(crate) fn progress_line(progress: &Progress, percent: f64) -> String {
     )
 }
 
-/// What stands beside a bar: `45.1 %  1.2 GiB/2.0 GiB  ...`.
+/// What stands beside a bar, the most important first: a narrow terminal cuts it off.
 #[must_use]
 pub(crate) fn bar_message(progress: &Progress, percent: f64) -> String {
     let round = match progress.round {
@@ -34,23 +34,24 @@ pub(crate) fn bar_message(progress: &Progress, percent: f64) -> String {
         round => format!(" {round}"),
     };
     format!(
-        "{percent:.1} %, {} of {}, {}, {}{round}",
-        ByteCount(progress.memory_done_bytes),
-        ByteCount(progress.memory_total_bytes),
+        "{percent:.1} %, {}, {}{round}, {} of {}",
         speed(progress),
         progress.phase,
+        ByteCount(progress.memory_done_bytes),
+        ByteCount(progress.memory_total_bytes),
     )
 }
 
 fn speed(progress: &Progress) -> String {
     let rate = |bytes_per_second| Rate { bytes_per_second };
-    // Milliseconds of a job fit a double exactly.
     let eta = match progress.eta_ms {
+        Some(0..1000) => "ETA under 1 s".to_owned(),
+        // Milliseconds of a job fit a double exactly.
         Some(ms) => format!("ETA {}", time(ms as f64)),
         None => "no ETA yet".to_owned(),
     };
     format!(
-        "{}, dirty {}, {eta}",
+        "{eta}, {}, dirty {}",
         rate(progress.rate_bytes_per_second),
         rate(progress.dirty_bytes_per_second)
     )
@@ -82,7 +83,7 @@ mod tests {
         assert_eq!(
             progress_line(&progress(), 45.12),
             "copying, round 2: 45.1 %, RAM 1.2 GiB of 2.0 GiB, 300.0 MiB left, 312.0 MiB sent, \
-             112.0 MiB/s, dirty 3.0 MiB/s, ETA 12.4 s"
+             ETA 12.4 s, 112.0 MiB/s, dirty 3.0 MiB/s"
         );
     }
 
@@ -97,11 +98,11 @@ mod tests {
         };
         assert_eq!(
             bar_message(&progress, 0.0),
-            "0.0 %, 1.2 GiB of 2.0 GiB, 112.0 MiB/s, dirty 3.0 MiB/s, no ETA yet, preparing"
+            "0.0 %, no ETA yet, 112.0 MiB/s, dirty 3.0 MiB/s, preparing, 1.2 GiB of 2.0 GiB"
         );
         assert_eq!(
             progress_line(&progress, 0.0),
-            "preparing: 0.0 %, RAM 1.2 GiB of 2.0 GiB, 312.0 MiB sent, 112.0 MiB/s, dirty 3.0 MiB/s, no ETA yet"
+            "preparing: 0.0 %, RAM 1.2 GiB of 2.0 GiB, 312.0 MiB sent, no ETA yet, 112.0 MiB/s, dirty 3.0 MiB/s"
         );
     }
 }

@@ -58,7 +58,8 @@ impl Policy for Precopy {
         let downtime = rest.saturating_add(facts.round_trip * 2);
         let shrank = self.shrank(rest);
         let fits = downtime <= self.max_downtime;
-        if fits && (rest <= NEGLIGIBLE || !shrank) {
+        // A rest this small costs nothing: whatever the downtime will be, another round does not make it shorter.
+        if rest <= NEGLIGIBLE || (fits && !shrank) {
             return Decision::Stop;
         }
         let bytes_limit = facts.memory.0.saturating_mul(MEMORY_MULTIPLES);

@@ -94,8 +94,9 @@ fn give_back(outcome: Outcome, effects: &mut Effects) -> Source {
     for timer in [Timer::Job, Timer::Stop, Timer::Silence] {
         effects.push(Effect::ClearTimer(timer));
     }
-    effects.push(Effect::ReturnGuest(MayReturn(())));
+    // The reason first: the destination would otherwise only see its connections cut.
     effects.push(Effect::Abort(why));
+    effects.push(Effect::ReturnGuest(MayReturn(())));
     Source::Returning(Returning { outcome, returned: false })
 }
 

@@ -1,0 +1,96 @@
+//! A host's configuration: what all hosts of the tests have in common, and what a test may choose.
+
+use std::path::{Path, PathBuf};
+
+use crate::artifacts::cache;
+use crate::world::{Side, World};
+
+/// The agent's control socket, in the host's folder.
+pub(crate) const SOCKET: &str = "sterna.sock";
+
+/// Whether a host takes VMs from the other one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peer {
+    /// It does.
+    #[default]
+    Accepted,
+    /// It knows the other one, and takes none.
+    NotAccepted,
+}
+
+/// Who has signed a host's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Authority {
+    /// The same CA as the other host's.
+    #[default]
+    Common,
+    /// Another one.
+    Foreign,
+}
+
+/// What a host's configuration says beyond names and addresses.
+#[derive(Clone, Debug, Default)]
+pub struct HostSetup {
+    /// See [`Peer`].
+    pub peer: Peer,
+    /// See [`Authority`].
+    pub authority: Authority,
+    /// `[paths]`: the source's path, ours.
+    pub paths: Vec<(PathBuf, PathBuf)>,
+    /// Lines below `[limits]`.
+    pub limits: Vec<String>,
+}
+
+impl HostSetup {
+    /// The text of a host's configuration; `pki` is the folder of its certificate, relative to the file.
+    pub(crate) fn configuration(&self, world: &World, side: Side, pki: &str) -> String {
+        let folder = world.folder().join(side.name());
+        let other = side.other();
+        let accept = self.peer == Peer::Accepted;
+        let (name, address) = (side.name(), side.address());
+        let (peer, peer_address) = (other.name(), other.address());
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let paths: Vec<String> = (self.paths.iter())
+            .map(|(from, to)| format!("{} = {}", quoted(from), quoted(to)))
+            .collect();
+        let roots =
+            [quoted(&cache()), quoted(&shared_folder(world)), quoted(Path::new("/usr/share"))];
+        format!(
+            r#"[host]
+name = "{name}"
+listen = "{address}:7837"
+control = {control}
+state_dir = {state}
+
+[tls]
+ca = "{pki}/ca-cert.pem"
+cert = "{pki}/server-cert.pem"
+key = "{pki}/server-key.pem"
+
+[peers.{peer}]
+address = "{peer_address}:7837"
+accept = {accept}
+
+[paths]
+{paths}
+
+[accept]
+roots = [{roots}]
+
+[limits]
+{limits}
+"#,
+            control = quoted(&folder.join(SOCKET)),
+            state = quoted(&folder.join("state")),
+            paths = paths.join("\n"),
+            roots = roots.join(", "),
+            limits = self.limits.join("\n"),
+        )
+    }
+}
+
+/// A folder that both hosts see under the same path, like shared storage.
+#[must_use]
+pub(crate) fn shared_folder(world: &World) -> PathBuf {
+    world.folder().join("shared")
+}
