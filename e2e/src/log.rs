@@ -134,8 +134,9 @@ impl GuestLog {
     /// The whole log.
     ///
     /// # Errors
-    /// A file cannot be read, or the guest is damaged.
+    /// A file cannot be read, the guest is damaged, or a file that it has left grows: two copies run.
     pub fn text(&self) -> Result<String> {
+        self.check_earlier_files()?;
         let text = format!("{}{}", self.past, self.current_text()?);
         let damage = text.lines().find(|line| DAMAGE.iter().any(|words| line.contains(words)));
         match damage {
@@ -170,24 +171,29 @@ impl GuestLog {
 
     fn current_text(&self) -> Result<String> {
         let bytes = read(&self.current)?;
-        let stay = bytes.get(self.from..).ok_or_else(|| self.overwritten(&self.current))?;
+        let stay = bytes.get(self.from..).ok_or_else(|| overwritten(&self.current))?;
         // Serial output is ASCII; anything else is one character for each byte, so that lengths agree.
         Ok(stay.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect())
     }
 
     fn check_earlier_files(&self) -> Result<()> {
         for (path, length) in &self.left {
-            if read(path)?.len() < *length {
-                return Err(self.overwritten(path));
+            let now = read(path)?.len();
+            if now < *length {
+                return Err(overwritten(path));
+            }
+            if now > *length && *path != self.current {
+                let line = format!("a second copy prints to {}", path.display());
+                return Err(Error::GuestDamaged { line, tail: String::new() });
             }
         }
         Ok(())
     }
+}
 
-    fn overwritten(&self, path: &Path) -> Error {
-        let what = format!("the serial file {}", path.display());
-        Error::unexpected(what, "the output of the guest's earlier stay", "it was overwritten")
-    }
+fn overwritten(path: &Path) -> Error {
+    let what = format!("the serial file {}", path.display());
+    Error::unexpected(what, "the output of the guest's earlier stay", "it was overwritten")
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -253,6 +259,18 @@ mod tests {
         files.write("a", "one\nthree\n");
         log.moved_to(&a).unwrap();
         assert_eq!(log.text().unwrap(), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_second_copy_is_noticed() {
+        let files = Files::new("two");
+        let a = files.write("a", "one\n");
+        let mut log = GuestLog::new(&a);
+        log.moved_to(&files.write("b", "two\n")).unwrap();
+        assert!(log.mark().is_ok());
+        files.write("a", "one\ntwo\n");
+        let error = log.mark().unwrap_err();
+        assert!(error.to_string().contains("second copy"), "{error}");
     }
 
     #[test]

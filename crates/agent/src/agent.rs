@@ -189,9 +189,8 @@ impl Agent {
     /// Makes a VM's record durable. A disk that does not take it is logged: journals, not the registry, decide whose a
     /// guest is.
     pub(crate) fn remember(&self, vm: &Vm) {
-        let record = vm.record();
-        if let Err(error) = tokio::task::block_in_place(|| self.registry.store(&record)) {
-            tracing::error!(vm = %record.name, %error, "the VM registry is out of date");
+        if let Err(error) = tokio::task::block_in_place(|| self.registry.store(vm)) {
+            tracing::error!(vm = %vm.record().name, %error, "the VM registry is out of date");
         }
     }
 

@@ -86,6 +86,8 @@ pub(crate) enum Owner {
 pub(crate) struct Registry {
     folder: PathBuf,
     vms: Mutex<BTreeMap<VmName, Arc<Vm>>>,
+    /// Files are replaced one at a time: whoever asks last writes last.
+    writing: Mutex<()>,
 }
 
 /// Why the registry cannot be used.
@@ -127,18 +129,20 @@ impl Registry {
                 records.push(read(&path)?);
             }
         }
-        Ok((Self { folder, vms: Mutex::default() }, records))
+        Ok((Self { folder, vms: Mutex::default(), writing: Mutex::default() }, records))
     }
 
-    /// Makes a record durable.
+    /// Makes a VM's record durable, as it is at this moment.
     ///
     /// # Errors
     /// When the disk does not take it.
-    pub(crate) fn store(&self, record: &Record) -> Result<(), RegistryError> {
+    pub(crate) fn store(&self, vm: &Vm) -> Result<(), RegistryError> {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = vm.record();
         let path = self.folder.join(format!("{}.json", record.name));
         let io = |error| RegistryError::Io { path: path.clone(), error };
-        let bytes =
-            serde_json::to_vec_pretty(record).map_err(|error| io(std::io::Error::other(error)))?;
+        let bytes = serde_json::to_vec_pretty(&record);
+        let bytes = bytes.map_err(|error| io(std::io::Error::other(error)))?;
         durable::replace_file(&path, &bytes).map_err(|error| io(std::io::Error::other(error)))
     }
 

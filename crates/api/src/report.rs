@@ -172,7 +172,8 @@ pub struct MemoryReport {
 /// What was compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {
-    /// Pages whose content the destination hashed.
+    /// Pages whose content the destination hashed: all that it wrote and all that it read to build on. Zero pages are
+    /// known without hashing.
     pub pages_hashed: u64,
     /// Both memories had the same root before the guest was resumed.
     pub roots_match: bool,

@@ -33,7 +33,7 @@ pub(crate) fn ask(
 /// The system has no resources for it.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().map_err(Failure::Signals)
+    builder.enable_all().build().map_err(Failure::EventLoop)
 }
 
 /// Prints a plan; refused if anything speaks against it.

@@ -57,8 +57,8 @@ pub(crate) enum Failure {
         error: io::Error,
     },
     /// The machinery of the client did not start.
-    #[error("cannot listen for signals: {0}")]
-    Signals(#[source] io::Error),
+    #[error("the system refuses the client its event loop: {0}")]
+    EventLoop(#[source] io::Error),
 }
 
 impl Failure {

@@ -2,7 +2,7 @@
 //! socket is found. Whatever is wrong with the user's surroundings is found here, before anything is begun.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use sterna_api::{MigrateRequest, Request};
 use sterna_host::dirs::Dirs;
@@ -92,7 +92,11 @@ impl Invocation {
         let task = match word {
             Word::Pki(Pki::Init { directory }) => Task::PkiInit { directory },
             Word::Pki(Pki::Issue { directory, host }) => Task::PkiIssue { directory, host },
-            Word::Agent { config } => Task::Agent { config },
+            Word::Agent { config } => {
+                // What the configuration names is found from where it is.
+                let config = config.map(path::absolute).transpose();
+                Task::Agent { config: config.map_err(Failure::WorkingDirectory)? }
+            }
             Word::Man { directory } => Task::Manual { directory },
             Word::Completions { shell } => Task::Completions { shell },
             Word::Stream(Stream::Inspect { file }) => Task::StreamInspect { file },

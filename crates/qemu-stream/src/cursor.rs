@@ -66,6 +66,11 @@ impl<'a> Cursor<'a> {
         if length == 0 { Err(Stop::NeedMore) } else { self.take(length) }
     }
 
+    /// The next `N` bytes, which stay to be read; they are no field of their own yet.
+    pub(crate) fn ahead<const N: usize>(&self) -> Result<&'a [u8; N], Stop> {
+        self.bytes.get(self.position..).and_then(<[u8]>::first_chunk).ok_or(Stop::NeedMore)
+    }
+
     /// The next byte, which stays to be read.
     pub(crate) fn peek(&mut self) -> Result<u8, Stop> {
         self.field = self.position;

@@ -7,7 +7,7 @@ use sterna_model::{LayoutError, MAX_BLOCKS};
 
 use crate::format::{
     MAX_COMMANDS, MAX_DESCRIPTION_BYTES, MAX_MACHINE_NAME_BYTES, MAX_MEMORY_BYTES, MAX_TAIL_BYTES,
-    PAGE_BITS, VERSION,
+    MIN_PACKAGE_BYTES, PAGE_BITS, VERSION,
 };
 
 /// A stream that is damaged, incomplete, or of a kind that Sterna does not move. The guest was not touched by it.
@@ -114,6 +114,30 @@ pub enum Fault {
     BitmapOpen {
         /// The device's section.
         name: String,
+    },
+    /// Packaged device state that is empty or without end.
+    #[error(
+        "expected {MIN_PACKAGE_BYTES} to {MAX_TAIL_BYTES} bytes of packaged device state, found {found}"
+    )]
+    PackageLength {
+        /// The package's length.
+        found: u64,
+    },
+    /// Packaged device state that is not as a held source sends it, or whose length is wrong.
+    #[error("expected {expected} in the packaged device state, found \"{found}\"")]
+    Package {
+        /// What had to come.
+        expected: &'static str,
+        /// The bytes in its place, escaped.
+        found: String,
+    },
+    /// Guest memory behind the device state.
+    #[error(
+        "expected no guest memory behind the packaged device state, found RAM flags {flags:#x}"
+    )]
+    LatePage {
+        /// The record's flags.
+        flags: u64,
     },
     /// A command that a plain pre-copy stream has not.
     #[error("expected commands of a pre-copy only, found {number} ({name}) with {length} bytes")]

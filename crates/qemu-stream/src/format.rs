@@ -72,6 +72,9 @@ pub(crate) const MAX_MEMORY_BYTES: u64 = 1 << 44;
 pub(crate) const MAX_DESCRIPTION_BYTES: u32 = 16 << 20;
 /// Bytes after the last RAM section, at most; 100 KiB to some MiB are usual.
 pub const MAX_TAIL_BYTES: u64 = 256 << 20;
+/// Bytes of a package of device state, at least: two commands around one section with an empty name and no content
+/// (type, id, name length, instance, version, footer).
+pub(crate) const MIN_PACKAGE_BYTES: u64 = 5 + (1 + 4 + 1 + 4 + 4 + 5) + 5;
 /// Bytes that a read buffer must be able to hold: more than the longest thing that the parser takes in one piece
 /// (a page with a new block name). A parser that takes nothing from a buffer of this size does not exist.
 pub const MIN_BUFFER_BYTES: usize = 2 * PAGE_BYTES;

@@ -11,6 +11,11 @@
 //! 0x00 EOF                                                             } the tail
 //! 0x06 VMDESCRIPTION   u32 length, JSON                               /
 //!
+//! or, from a source that was held and then told to start post-copy, instead of the tail:
+//! 0x08 COMMAND 7       u32 length, a package of commands and all 0x04 SECTION_FULL; read as a tail
+//! 0x02, 0x03           the rest of the dirty bitmap, and once more the end of guest memory, without pages
+//! 0x00 EOF             and no description
+//!
 //! footer = 0x7e u32 id
 //! record = u64 (offset | flags):  0x02 ZERO u8 fill        0x04 MEM_SIZE (the block list)   0x08 PAGE 4096 bytes
 //!                                 0x10 EOS (last record)   0x20 CONTINUE (the block of the record before,

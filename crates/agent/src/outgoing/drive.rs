@@ -442,7 +442,10 @@ impl Drive {
         let mut refusals = preflight::check_options(&self.wanted.options);
         let record = self.wanted.vm.record();
         match preflight::examine(&record, &self.wanted.live).await {
-            Ok(subject) if refusals.is_empty() => self.subject = Some(subject),
+            Ok(subject) if refusals.is_empty() => {
+                self.gauge.memory = subject.ram_bytes;
+                self.subject = Some(subject);
+            }
             Ok(_) => {}
             Err(more) => refusals.extend(more),
         }

@@ -73,8 +73,9 @@ pub(super) struct Gauge {
     link_rate: Option<Rate>,
     page_cost: Option<ByteCount>,
     held_back: u64,
-    precopy_bytes: u64,
-    downtime_bytes: u64,
+    /// Pages sent with the guest stopped, and the device state.
+    downtime_page_bytes: u64,
+    tail_bytes: u64,
     percent: f64,
     recent: Option<(Instant, u64)>,
     recent_rate: Rate,
@@ -99,8 +100,8 @@ impl Gauge {
             link_rate: None,
             page_cost: None,
             held_back: 0,
-            precopy_bytes: 0,
-            downtime_bytes: 0,
+            downtime_page_bytes: 0,
+            tail_bytes: 0,
             percent: 0.0,
             recent: None,
             recent_rate: Rate::default(),
@@ -110,7 +111,6 @@ impl Gauge {
     /// A round has ended; gives what the policy wants to know.
     pub(super) fn round_ended(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
         let wire_bytes = ByteCount(round.sum.wire_bytes);
-        self.precopy_bytes += round.sum.wire_bytes;
         self.held_back += round.sum.held_back;
         if wire_bytes >= MIN_RATE_SAMPLE || self.link_rate.is_none() {
             self.link_rate = Some(Rate::of(wire_bytes, round.duration));
@@ -150,7 +150,8 @@ impl Gauge {
 
     /// The last pages and the device state were handed to the connections.
     pub(super) fn flushed(&mut self, round: &RoundSum, tail_bytes: u64) {
-        self.downtime_bytes += round.sum.wire_bytes + tail_bytes;
+        self.downtime_page_bytes += round.sum.wire_bytes;
+        self.tail_bytes = tail_bytes;
     }
 
     /// Where the move is, for the user.
@@ -233,7 +234,7 @@ impl Gauge {
             downtime_ms: between(self.marks.stop_sent, self.marks.running),
             downtime_parts_ms: self.downtime_parts(),
             rounds: self.rounds.clone(),
-            wire_bytes: self.wire(ends.link),
+            wire_bytes: self.wire(ends.link, bulk),
             pages: self.pages(bulk),
             max_sends_per_page: u32::try_from(sends).unwrap_or(u32::MAX),
             resend_histogram: histogram,
@@ -270,7 +271,7 @@ impl Gauge {
         }
     }
 
-    fn wire(&self, link: Option<&Link>) -> WireBytes {
+    fn wire(&self, link: Option<&Link>, bulk: Option<&Bulk>) -> WireBytes {
         let (sent, received) = link.map_or((0, 0), |link| {
             let counts = link.counts();
             (
@@ -278,12 +279,13 @@ impl Gauge {
                 counts.received_bytes.load(Ordering::Relaxed),
             )
         });
-        // Device state travels on the control connection, and is counted with the downtime.
+        let pages = bulk.map_or(0, Bulk::wire_bytes);
         WireBytes {
-            total: self.precopy_bytes + self.downtime_bytes + sent + received,
-            precopy: self.precopy_bytes,
-            downtime: self.downtime_bytes,
-            control: sent,
+            total: pages + sent + received,
+            precopy: pages.saturating_sub(self.downtime_page_bytes),
+            downtime: self.downtime_page_bytes + self.tail_bytes,
+            // Device state travels on the control connection.
+            control: sent.saturating_sub(self.tail_bytes),
             received,
             ..WireBytes::default()
         }

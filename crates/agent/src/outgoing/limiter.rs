@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sterna_model::Rate;
+use sterna_model::{PAGE_BYTES, Rate};
 
 /// How much may be sent at once after a pause.
 const BURST: Duration = Duration::from_millis(20);
@@ -21,6 +21,14 @@ impl Limiter {
     #[must_use]
     pub(super) const fn new(rate: Option<Rate>) -> Self {
         Self { rate, clear_at: Mutex::new(None) }
+    }
+
+    /// How many pages may be sent at a time, so that a batch is not a burst: at a low rate, what takes a tenth of a second.
+    #[must_use]
+    pub(crate) fn batch_pages(&self, most: usize) -> usize {
+        let Some(rate) = self.rate else { return most };
+        let pages = rate.bytes_per_second / 10 / PAGE_BYTES as u64;
+        usize::try_from(pages).map_or(most, |pages| pages.clamp(1, most))
     }
 
     /// Takes note that so many bytes are sent, and tells how long to wait first.

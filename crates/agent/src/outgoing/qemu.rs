@@ -3,7 +3,8 @@
 //! # How QEMU is held
 //! A null block node of 1 TiB carries a dirty bitmap whose migration counts as pending bytes, so QEMU never finds that
 //! the rest fits its downtime limit. Where a QEMU lacks that, pacing keeps spontaneous completions rare; they must be
-//! expected either way, and are never handed over.
+//! expected either way, and are never handed over. So a completion is always ours: the guest is stopped first, and only
+//! when that is acknowledged and QEMU still iterates is it told to finish.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -158,9 +159,16 @@ impl SourceQemu {
 
     /// Lets QEMU end its stream, after [`SourceQemu::stop`].
     ///
+    /// A held QEMU is told to start post-copy. With no capability for post-copy of memory, that means: send the rest of
+    /// memory and the device state now, whatever is pending. It takes effect at once, where a raised downtime limit would
+    /// wait for the end of QEMU's 100 ms window with the guest stopped.
+    ///
     /// # Errors
     /// When QEMU does not answer.
     pub(super) async fn finish(&self) -> Result<(), QmpError> {
+        if self.held {
+            return self.run("migrate-start-postcopy", Value::Null).await.map(drop);
+        }
         let parameters = MigrationParameters {
             max_bandwidth: Some(UNLIMITED),
             downtime_limit: Some(RELEASED_DOWNTIME_MS),

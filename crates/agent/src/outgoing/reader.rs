@@ -26,7 +26,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(super) enum StreamEvent {
     /// The stream's beginning: once.
     Head(Box<Head>),
-    /// The stream came to its proper end; this is what followed guest memory.
+    /// The stream is complete; this is what followed guest memory.
     Completed(Box<Tail>),
     /// The stream broke.
     Broken(String),
@@ -92,14 +92,14 @@ impl Reader {
             head: None,
             reported: 0,
             opened: None,
-            tail: Tail::default(),
+            tail: Some(Tail::default()),
             failed: None,
         };
         let end = state.read_all(&mut stream);
-        (state.events)(match end {
-            Ok(()) => StreamEvent::Completed(Box::new(state.tail)),
-            Err(why) => StreamEvent::Broken(why),
-        });
+        match end {
+            Ok(()) => state.complete(),
+            Err(why) => (state.events)(StreamEvent::Broken(why)),
+        }
     }
 }
 
@@ -111,7 +111,8 @@ struct State {
     /// Pages reported at least once.
     reported: u32,
     opened: Option<Opened>,
-    tail: Tail,
+    /// Until it is handed over.
+    tail: Option<Tail>,
     failed: Option<String>,
 }
 
@@ -166,9 +167,25 @@ impl State {
             Event::RamPart { kind, pages } => self.part_ended(kind, pages),
             Event::Configuration(configuration) => self.head = Some(configuration.clone()),
             Event::Layout { ram, layout } => self.open(ram, layout),
-            Event::Command(command) => self.tail.commands.push(command),
-            Event::Tail(bytes) => self.tail.bytes.extend_from_slice(bytes),
+            Event::Command(command) => {
+                if let Some(tail) = &mut self.tail {
+                    tail.commands.push(command);
+                }
+            }
+            Event::Tail(bytes) => {
+                if let Some(tail) = &mut self.tail {
+                    tail.bytes.extend_from_slice(bytes);
+                }
+            }
+            Event::TailComplete => self.complete(),
             Event::RamComplete => {}
+        }
+    }
+
+    /// Nothing of the guest's state is missing: at the stream's end, or as soon as a packaged device state is whole.
+    fn complete(&mut self) {
+        if let Some(tail) = self.tail.take() {
+            (self.events)(StreamEvent::Completed(Box::new(tail)));
         }
     }
 

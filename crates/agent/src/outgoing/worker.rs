@@ -292,7 +292,8 @@ impl Worker {
 
     fn claim(&self, round: Round, cursor: &mut Cursor, scratch: &mut Scratch) -> u32 {
         scratch.claims.clear();
-        self.shared.tracker.claim(round, cursor, MAX_BATCH_PAGES, &mut scratch.claims)
+        let limit = self.shared.limiter.batch_pages(MAX_BATCH_PAGES);
+        self.shared.tracker.claim(round, cursor, limit, &mut scratch.claims)
     }
 
     /// Sends the claimed pages; gives the bytes that went to the connection.

@@ -67,7 +67,7 @@ enum Rollback {
 
 impl Follower<'_> {
     async fn follow(&mut self) -> Result<How, Failure> {
-        let mut interrupts = Interrupts::new().map_err(Failure::Signals)?;
+        let mut interrupts = Interrupts::new().map_err(Failure::EventLoop)?;
         let mut connection = match self.begin().await {
             Ok(connection) => connection,
             Err(error) => return Ok(How::Unheard(error)),

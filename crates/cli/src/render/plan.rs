@@ -43,7 +43,7 @@ pub(crate) fn check(check: &CheckView) -> String {
     let link = Rate { bytes_per_second: check.link_bytes_per_second };
     let mut table = Table::new([Align::Left, Align::Left]);
     table.row(["software", &format!("{}, protocol {}", check.software, check.protocol)]);
-    table.row(["round trip", &millis(check.round_trip_ms)]);
+    table.row(["round trip", &format!("{:.2} ms", check.round_trip_ms)]);
     table.row(["link", &format!("{link} over one connection")]);
     let (ours, theirs) = (check.our_certificate_days, check.peer_certificate_days);
     table.row(["certificates", &format!("days left: ours {ours}, theirs {theirs}")]);
@@ -106,7 +106,7 @@ refused, for 1 reason:
         let expected = "\
 beta at 10.77.0.2:7837: reached, trusted, takes VMs from us
   software      sterna 0.1.0, protocol 1
-  round trip    0.4 ms
+  round trip    0.42 ms
   link          112.0 MiB/s over one connection
   certificates  days left: ours 364, theirs 300";
         assert_eq!(check(&view), expected);

@@ -17,10 +17,9 @@ pub(crate) fn progress_line(progress: &Progress, percent: f64) -> String {
         bytes => format!(", {} left", ByteCount(bytes)),
     };
     format!(
-        "{}{round}: {percent:.1} %, RAM {} of {}{rest}, {} sent, {}",
+        "{}{round}: {percent:.1} %{}{rest}, {} sent, {}",
         progress.phase,
-        ByteCount(progress.memory_done_bytes),
-        ByteCount(progress.memory_total_bytes),
+        memory(progress, ", RAM "),
         ByteCount(progress.wire_bytes),
         speed(progress),
     )
@@ -34,12 +33,21 @@ pub(crate) fn bar_message(progress: &Progress, percent: f64) -> String {
         round => format!(" {round}"),
     };
     format!(
-        "{percent:.1} %, {}, {}{round}, {} of {}",
+        "{percent:.1} %, {}, {}{round}{}",
         speed(progress),
         progress.phase,
-        ByteCount(progress.memory_done_bytes),
-        ByteCount(progress.memory_total_bytes),
+        memory(progress, ", "),
     )
+}
+
+/// How much of the memory the destination has had; nothing before its size is known.
+fn memory(progress: &Progress, label: &str) -> String {
+    match progress.memory_total_bytes {
+        0 => String::new(),
+        total => {
+            format!("{label}{} of {}", ByteCount(progress.memory_done_bytes), ByteCount(total))
+        }
+    }
 }
 
 fn speed(progress: &Progress) -> String {
@@ -88,21 +96,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beside_a_bar_begins_with_what_matters() {
+        assert_eq!(
+            bar_message(&progress(), 45.12),
+            "45.1 %, ETA 12.4 s, 112.0 MiB/s, dirty 3.0 MiB/s, copying 2, 1.2 GiB of 2.0 GiB"
+        );
+    }
+
+    #[test]
     fn what_is_not_known_is_not_told() {
         let progress = Progress {
             phase: "preparing".to_owned(),
             round: 0,
+            memory_total_bytes: 0,
             remaining_bytes: 0,
             eta_ms: None,
             ..progress()
         };
         assert_eq!(
             bar_message(&progress, 0.0),
-            "0.0 %, no ETA yet, 112.0 MiB/s, dirty 3.0 MiB/s, preparing, 1.2 GiB of 2.0 GiB"
+            "0.0 %, no ETA yet, 112.0 MiB/s, dirty 3.0 MiB/s, preparing"
         );
         assert_eq!(
             progress_line(&progress, 0.0),
-            "preparing: 0.0 %, RAM 1.2 GiB of 2.0 GiB, 312.0 MiB sent, no ETA yet, 112.0 MiB/s, dirty 3.0 MiB/s"
+            "preparing: 0.0 %, 312.0 MiB sent, no ETA yet, 112.0 MiB/s, dirty 3.0 MiB/s"
         );
     }
 }

@@ -131,17 +131,16 @@ fn pages(report: &Report) -> Vec<String> {
     }
     let wire = report.wire_bytes;
     let took = [wire.background, wire.precopy, wire.downtime, wire.postcopy].iter().sum::<u64>();
-    let mut out = vec![format!(
-        "  pages: {} of memory took {} on the wire ({:.1} % saved)",
-        content(pages.total),
-        ByteCount(took),
-        saved_percent(pages.total, took),
-    )];
+    let mut out =
+        vec![format!("  pages: {} of memory{}", content(pages.total), saved(pages.total, took))];
     out.extend(encodings(&pages).lines("    "));
-    let sends = report.max_sends_per_page;
+    let sends = match report.max_sends_per_page {
+        0 | 1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
     let PageCounts { held_back, requested, .. } = pages;
     out.push(format!(
-        "    no page was sent more than {sends} times; {held_back} waited for a later round, {requested} were asked for again"
+        "    no page was sent more than {sends}; {held_back} waited for a later round, {requested} were asked for again"
     ));
     out
 }
@@ -163,9 +162,14 @@ fn encodings(pages: &PageCounts) -> Table<4> {
     table
 }
 
-/// Sizes of guests and of what they send are far below 2^53, where doubles stop being exact.
-fn saved_percent(pages: u64, wire_bytes: u64) -> f64 {
-    100.0 * (1.0 - wire_bytes as f64 / content(pages).0 as f64)
+/// What the pages took; nothing where that was not counted.
+fn saved(pages: u64, wire_bytes: u64) -> String {
+    if wire_bytes == 0 {
+        return String::new();
+    }
+    // Sizes of guests and of what they send are far below 2^53, where doubles stop being exact.
+    let percent = 100.0 * (1.0 - wire_bytes as f64 / content(pages).0 as f64);
+    format!(" took {} on the wire ({percent:.1} % saved)", ByteCount(wire_bytes))
 }
 
 fn content(pages: u64) -> ByteCount {

@@ -98,6 +98,7 @@ impl Tally {
             Event::ZeroPage { page } => self.count_page(page, |block| &mut block.zero_pages),
             Event::RamPart { .. } => self.summary.ram_parts += 1,
             Event::RamComplete => self.summary.ram_complete = true,
+            Event::TailComplete => self.summary.packaged = true,
             Event::Tail(bytes) => {
                 self.summary.tail_bytes += bytes.len() as u64;
                 for byte in bytes {

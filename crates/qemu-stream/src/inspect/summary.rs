@@ -27,7 +27,9 @@ pub struct Summary {
     pub dirty_bitmap_bytes: u64,
     /// Bytes of device state, end and description.
     pub tail_bytes: u64,
-    /// The sections of device state, as the description at the stream's end names them.
+    /// Whether the device state came in a package.
+    pub packaged: bool,
+    /// The sections of device state, as the description at the stream's end names them. A package has none.
     pub devices: Vec<String>,
     /// Bytes that were read: to the end, or up to the element that is damaged.
     pub bytes: u64,
@@ -68,6 +70,7 @@ impl Summary {
             commands: Vec::new(),
             dirty_bitmap_bytes: 0,
             tail_bytes: 0,
+            packaged: false,
             devices: Vec::new(),
             bytes: 0,
             end: End::Complete,
@@ -97,7 +100,11 @@ impl fmt::Display for Summary {
             writeln!(f, "dirty bitmap     {} bytes, dropped", self.dirty_bitmap_bytes)?;
         }
         writeln!(f, "tail             {} bytes", self.tail_bytes)?;
-        writeln!(f, "device sections  {}", self.devices.len())?;
+        if self.packaged {
+            writeln!(f, "device sections  packaged, without a description")?;
+        } else {
+            writeln!(f, "device sections  {}", self.devices.len())?;
+        }
         for device in &self.devices {
             writeln!(f, "  {device}")?;
         }

@@ -41,8 +41,13 @@ pub enum Event<'a> {
     },
     /// Guest memory is complete: what follows is the tail.
     RamComplete,
-    /// The next bytes of the tail: device state, end and description. They come in pieces of any length.
+    /// The next bytes of the tail: device state, end and description. They come in pieces of any length. If the device
+    /// state is packaged, the end and an empty description are the parser's.
     Tail(&'a [u8]),
+    /// The tail is complete and can be handed over, though the stream is not at its end: only what holds the source
+    /// still comes. At most once; a stream whose device state is not packaged does not say this, its tail ends where the
+    /// stream ends.
+    TailComplete,
 }
 
 /// The header of the RAM section, which the destination's stream repeats.
@@ -70,7 +75,7 @@ pub enum RamPartKind {
 pub struct StreamEnd {
     /// Bytes in the stream.
     pub bytes: u64,
-    /// Bytes in its tail, the sum over [`Event::Tail`].
+    /// Bytes in its tail, the sum over [`Event::Tail`]; so the eight that end a packaged one are among them.
     pub tail_bytes: u64,
     /// Bytes that were dropped: everything that belongs to the bitmap that holds the source.
     pub dropped_bytes: u64,

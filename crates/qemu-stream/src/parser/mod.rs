@@ -4,14 +4,20 @@
 //! Header --> Configuration --> Between <--> Blocks/Records (section ram) ---------\
 //!                                 ^  \----> Bitmap (section dirty-bitmap, dropped) |
 //!                                 \-------------------------------------------------/
-//!                              Between, RAM ended: device state or a command --> Tail
+//!                              Between, RAM ended: device state --> Tail
+//!                                                  a package    --> Package --> Between <--> Bitmap, EmptyRam
+//!                                                                                 \--> End
 //! ```
+//!
+//! A tail has no end of its own: it ends where the stream does, and [`Parser::finish`] tells whether it is whole. A
+//! package has a length, so its tail is whole before the stream's end ([`Event::TailComplete`]).
 //!
 //! Each step takes one whole element (a header, a block, a page) or nothing: a step changes the parser only after its
 //! element was read to the end, so an element that is not there yet is read again from its start the next time.
 
 mod bitmap;
 mod event;
+mod package;
 mod ram;
 mod sections;
 mod tail;
@@ -38,6 +44,15 @@ enum State {
     Ram(Ram),
     Bitmap(BitmapState),
     Tail,
+    /// In the packaged device state.
+    Package {
+        /// Bytes of the package that are to come.
+        left_bytes: u64,
+    },
+    /// In a RAM section behind the package.
+    EmptyRam,
+    /// Behind the end of file that follows a package.
+    End,
 }
 
 /// How far guest memory is.
@@ -45,7 +60,9 @@ enum State {
 enum Memory {
     Expected,
     Open(RamSection),
-    Complete,
+    Complete(RamSection),
+    /// Complete, and so is the device state, which came in a package.
+    Packaged(RamSection),
 }
 
 /// How far the bitmap is that may hold the source.
@@ -156,7 +173,8 @@ impl Parser {
     /// element, taken.
     ///
     /// # Errors
-    /// When the end is not where a stream can end: after device state whose description has the length that it says.
+    /// When the end is not where a stream can end: after device state whose description has the length that it says, or
+    /// after the end of file behind packaged device state.
     pub fn finish(self) -> Result<StreamEnd, StreamError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -165,10 +183,17 @@ impl Parser {
         let end = match (&self.state, &self.memory) {
             (State::Header, _) => cut("the header"),
             (State::Configuration, _) => cut("the configuration"),
-            (State::Between, Memory::Complete) => cut("device state"),
+            (State::Between, Memory::Packaged(_)) => match self.bitmap {
+                Bitmap::Open(_) => cut("the rest of the dirty bitmap"),
+                _ => cut("the end of the file"),
+            },
+            (State::Between, Memory::Complete(_)) => cut("device state"),
             (State::Between, _) => cut("a section"),
             (State::Ram(_), _) => cut("the rest of a RAM section"),
             (State::Bitmap(_), _) => cut("the rest of a dirty-bitmap section"),
+            (State::Package { .. }, _) => cut("the rest of the packaged device state"),
+            (State::EmptyRam, _) => cut("the rest of a RAM section"),
+            (State::End, _) => Ok(()),
             (State::Tail, _) => self.tail.end().map_err(|found| Fault::Description { found }),
         };
         let complete = StreamEnd {
@@ -215,6 +240,12 @@ impl Parser {
             State::Between => self.between(cursor, sink),
             State::Bitmap(_) => self.bitmap(cursor),
             State::Tail => self.tail(cursor, sink),
+            State::Package { left_bytes } => self.package(*left_bytes, cursor, sink),
+            State::EmptyRam => self.empty_ram(cursor),
+            State::End => {
+                let found = cursor.peek()?;
+                Err(cursor.fault(Fault::SectionType { expected: "the stream's end", found }))
+            }
         }
     }
 

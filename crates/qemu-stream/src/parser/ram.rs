@@ -115,7 +115,7 @@ impl Parser {
         self.state = State::Between;
         sink(Event::RamPart { kind, pages });
         if kind == RamPartKind::End {
-            self.memory = Memory::Complete;
+            self.memory = Memory::Complete(*section);
             sink(Event::RamComplete);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Between the sections: their headers, commands, and the way into the tail.
+//! Between the sections: their headers, commands, the way into the tail, and the end behind a package.
 
 use alloc::format;
 use alloc::string::String;
@@ -19,19 +19,35 @@ impl Parser {
         cursor: &mut Cursor<'_>,
         sink: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Stop> {
-        match cursor.peek()? {
-            section::START => self.section_start(cursor),
-            section::PART | section::END => self.section_part(cursor),
-            section::COMMAND => self.command(cursor, sink),
-            section::FULL => self.device_state(cursor),
-            found => {
-                let expected = match self.memory {
-                    Memory::Complete => "device state (0x04)",
+        match (cursor.peek()?, self.memory) {
+            (section::START, _) => self.section_start(cursor),
+            (section::PART | section::END, _) => self.section_part(cursor),
+            (found, Memory::Packaged(_)) => self.end_of_file(found, cursor),
+            (section::COMMAND, _) if self.begins_package(cursor)? => self.package_start(cursor),
+            (section::COMMAND, _) => self.command(cursor, sink),
+            (section::FULL, _) => self.device_state(cursor),
+            (found, memory) => {
+                let expected = match memory {
+                    Memory::Complete(_) => "device state (0x04) or a command (0x08)",
                     _ => "a section of RAM (0x01, 0x02, 0x03) or a command (0x08)",
                 };
                 Err(cursor.fault(Fault::SectionType { expected, found }))
             }
         }
+    }
+
+    /// Behind a package, which is the only place where the end of the file is not in the tail.
+    fn end_of_file(&mut self, found: u8, cursor: &mut Cursor<'_>) -> Result<(), Stop> {
+        let expected = match (found, self.bitmap) {
+            (_, Bitmap::Open(_)) => "the rest of the dirty bitmap (0x02, 0x03)",
+            (section::END_OF_FILE, _) => {
+                cursor.u8()?;
+                self.state = State::End;
+                return Ok(());
+            }
+            _ => "the end of the file (0x00)",
+        };
+        Err(cursor.fault(Fault::SectionType { expected, found }))
     }
 
     fn section_start(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Stop> {
@@ -80,6 +96,11 @@ impl Parser {
                 self.state = State::Ram(Ram::part(kind));
                 Ok(())
             }
+            (Memory::Packaged(ram), _) if ram.section_id == found => {
+                self.state = State::EmptyRam;
+                self.dropped_bytes += cursor.offset() - start;
+                Ok(())
+            }
             (_, Bitmap::Open(id)) if id == found => {
                 self.state = State::Bitmap(BitmapState::new(kind));
                 self.dropped_bytes += cursor.offset() - start;
@@ -91,7 +112,7 @@ impl Parser {
 
     fn open_sections(&self) -> String {
         let ram = match &self.memory {
-            Memory::Open(ram) => format!("ram is {}", ram.section_id),
+            Memory::Open(ram) | Memory::Packaged(ram) => format!("ram is {}", ram.section_id),
             _ => "no ram".into(),
         };
         match self.bitmap {
@@ -110,7 +131,7 @@ impl Parser {
         let bytes = cursor.since(start);
         match (command, &self.memory) {
             (None, _) => self.dropped_bytes += bytes.len() as u64,
-            (Some(_), Memory::Complete) => self.pass_on(cursor, bytes, sink)?,
+            (Some(_), Memory::Complete(_)) => self.pass_on(cursor, bytes, sink)?,
             (Some(_), _) if self.commands == MAX_COMMANDS => {
                 return Err(cursor.fault(Fault::CommandCount));
             }
@@ -124,14 +145,14 @@ impl Parser {
 
     /// Device state begins: the tail, if guest memory is complete. The header is read for its name only, and stays.
     fn device_state(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Stop> {
-        if matches!(self.memory, Memory::Complete) && !matches!(self.bitmap, Bitmap::Open(_)) {
+        if matches!(self.memory, Memory::Complete(_)) && !matches!(self.bitmap, Bitmap::Open(_)) {
             self.state = State::Tail;
             return Ok(());
         }
         cursor.take(5)?;
         let name = printable(cursor.counted()?);
         Err(cursor.fault(match self.memory {
-            Memory::Complete => Fault::BitmapOpen { name },
+            Memory::Complete(_) => Fault::BitmapOpen { name },
             _ => Fault::EarlyDeviceState { name },
         }))
     }
@@ -146,7 +167,7 @@ impl Parser {
     }
 
     /// Delivers bytes of the tail.
-    fn pass_on(
+    pub(super) fn pass_on(
         &mut self,
         cursor: &Cursor<'_>,
         bytes: &[u8],

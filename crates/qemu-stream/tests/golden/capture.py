@@ -1,4 +1,6 @@
-"""Captures the golden streams: python3 capture.py QEMU-7.2 QEMU-10.0 (each a program that can be started; in an empty folder).
+"""Captures the golden streams: python3 capture.py QEMU-7.2 QEMU-10.0 [NAME...], in an empty folder.
+
+Each QEMU is a program that can be started; names are of the streams to capture, all if none is given.
 
 The guest has 2040 KiB and no BIOS: 64 KiB of firmware that count in three pages for ever. So a stream is small, and some
 pages come twice. Contents differ from one capture to the next: the expected values come from read_stream.py.
@@ -17,7 +19,10 @@ MACHINES = [  # file, which QEMU, machine type, how to run it, further arguments
     ("i440fx-10.0", 1, "pc-i440fx-10.0", "plain", ["-vga", "none"]),
     ("q35-10.0", 1, "pc-q35-10.0", "plain", ["-vga", "none"]),
     ("i440fx-7.2-hold", 0, "pc-i440fx-7.2", "held", ["-vga", "none"]),
+    ("i440fx-7.2-packaged", 0, "pc-i440fx-7.2", "packaged", ["-vga", "none"]),
+    ("q35-10.0-packaged", 1, "pc-q35-10.0", "packaged", ["-vga", "none"]),
 ]
+HELD_RATE = 20_000  # bytes in a second while a bitmap holds the source
 
 
 def write_firmware(path):
@@ -59,6 +64,24 @@ def hold(qmp):
     qmp("migrate-set-parameters", block_bitmap_mapping=[{"node-name": "hold", "alias": "hold", "bitmaps": bitmaps}])
 
 
+def end_held(qmp):
+    """What is left fits into the downtime now, so QEMU ends by itself."""
+    qmp("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=2_000_000)
+    qmp("stop")
+
+
+def end_packaged(qmp):
+    """Post-copy of the bitmap only: QEMU ends at once, its device state in a package."""
+    qmp("stop")
+    qmp("migrate-start-postcopy")
+
+
+END = {  # how a held source is made to end
+    "held": end_held,
+    "packaged": end_packaged,
+}
+
+
 def capture(name, program, machine, how, arguments):
     command = [program, "-accel", "tcg", "-M", machine, "-m", "2040k", "-display", "none", "-nodefaults"]
     command += ["-bios", "firmware.bin", "-qmp", f"unix:{name}.qmp,server=on,wait=off", *arguments]
@@ -66,9 +89,9 @@ def capture(name, program, machine, how, arguments):
     try:
         qmp = Qmp(f"{name}.qmp")
         time.sleep(1)
-        if how == "held":
+        if how in END:
             hold(qmp)
-        rate = 20_000 if how == "held" else 1 << 40
+        rate = HELD_RATE if how in END else 1 << 40
         qmp("migrate-set-parameters", max_bandwidth=rate, downtime_limit=1)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"{name}.socket")
@@ -77,10 +100,9 @@ def capture(name, program, machine, how, arguments):
         connection, _ = listener.accept()
         reader = threading.Thread(target=keep, args=(connection, f"{name}.stream"))
         reader.start()
-        if how == "held":
+        if how in END:
             time.sleep(4)
-            qmp("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=2_000_000)
-            qmp("stop")
+            END[how](qmp)
         reader.join(20)
         print(name, os.path.getsize(f"{name}.stream"), qmp("query-migrate")["status"])
     finally:
@@ -97,4 +119,5 @@ def keep(connection, path):
 if __name__ == "__main__":
     write_firmware("firmware.bin")
     for name, which, machine, how, arguments in MACHINES:
-        capture(name, sys.argv[1 + which], machine, how, arguments)
+        if name in (sys.argv[3:] or [name]):
+            capture(name, sys.argv[1 + which], machine, how, arguments)

@@ -26,13 +26,16 @@ class Stream:
 
 def read(data):
     stream, names = Stream(data), {}
-    found = dict(machine="", commands=[], blocks=[], parts=[], pages=0, zero_pages=0, dropped=0, tail=0)
+    found = dict(machine="", commands=[], blocks=[], parts=[], pages=0, zero_pages=0, dropped=0, tail=b"")
     memory, block = {}, None
     assert stream.take(8) == b"QEVM\0\0\0\3"
     while True:
         start, kind = stream.at, stream.number("B")
         if kind == 4:
-            found["tail"] = len(data) - start
+            found["tail"] = data[start:]
+            return found, memory
+        if kind == 0:
+            assert found["tail"] and stream.at == len(data)
             return found, memory
         if kind == 7:
             found["machine"] = stream.take(stream.number("I")).decode()
@@ -40,17 +43,28 @@ def read(data):
             command = (stream.number("H"), stream.take(stream.number("H")))
             found["commands"].append(command)
             found["dropped"] += 5 if command == (3, b"") else 0
+            if command[0] == 7:
+                found["tail"] = tail_of(stream.take(int.from_bytes(command[1], "big")))
         else:
             section = stream.number("I")
             if kind == 1:
                 names[section] = stream.counted()
                 stream.take(8)
-            if names[section] == b"ram":
-                block = ram(stream, found, memory, block)
-            else:
+            is_dropped = True
+            if names[section] != b"ram":
                 bitmap(stream)
+            elif found["tail"]:
+                assert stream.number("Q") == 0x10
+            else:
+                block, is_dropped = ram(stream, found, memory, block), False
             assert stream.number("B") == 0x7E and stream.number("I") == section
-            found["dropped"] += stream.at - start if names[section] != b"ram" else 0
+            found["dropped"] += stream.at - start if is_dropped else 0
+
+
+def tail_of(package):
+    """What a package is as a tail. The last section's footer stands before RUN: there is no ping."""
+    assert package[:5] == b"\x08\0\4\0\0" and package[-10] == 0x7E and package[-5:] == b"\x08\0\5\0\0"
+    return package[5:-5] + b"\0" + b"\6\0\0\0\2{}"
 
 
 def ram(stream, found, memory, block):
@@ -105,5 +119,6 @@ def memory_sum(blocks, memory):
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
         found, memory = read(file.read())
-    parts = found.pop("parts")
+    parts, tail = found.pop("parts"), found.pop("tail")
     print(path, found, f"parts={len(parts)} distinct={len(memory)}", hex(memory_sum(found["blocks"], memory)))
+    print(f"    tail_bytes={len(tail)} tail_crc={zlib.crc32(tail):#010x}")

@@ -119,6 +119,8 @@ pub(crate) struct Reading {
     pub(crate) zero_pages: u64,
     pub(crate) memory: BTreeMap<PageId, Option<Box<Page>>>,
     pub(crate) tail: Vec<u8>,
+    /// Whether the tail was said to be complete before the stream's end.
+    pub(crate) packaged: bool,
 }
 
 impl Reading {
@@ -139,7 +141,14 @@ impl Reading {
             }
             Event::RamPart { kind, pages } => self.parts.push((kind, pages)),
             Event::RamComplete => self.complete = true,
-            Event::Tail(bytes) => self.tail.extend_from_slice(bytes),
+            Event::Tail(bytes) => {
+                assert!(!self.packaged, "the tail was said to be complete");
+                self.tail.extend_from_slice(bytes);
+            }
+            Event::TailComplete => {
+                assert!(self.complete && !self.packaged, "after memory, and once");
+                self.packaged = true;
+            }
         }
     }
 
