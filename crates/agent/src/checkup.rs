@@ -41,6 +41,7 @@ async fn look(agent: &Agent, to: &Destination) -> Result<CheckView, PeerError> {
     let round_trip = checkup.round_trip().await?;
     let refusals = checkup.refusals().await?;
     let rate = checkup.link_rate().await?;
+    checkup.close().await;
     let now_unix =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let now_unix = i64::try_from(now_unix.as_secs()).unwrap_or(i64::MAX);
@@ -59,14 +60,24 @@ async fn look(agent: &Agent, to: &Destination) -> Result<CheckView, PeerError> {
     })
 }
 
-/// Whether a peer would take a VM from us at all: its reasons not to.
+/// Whether a peer would take this VM: its reasons not to. `prepare` is what a move would begin with.
 ///
 /// # Errors
 /// When it cannot be asked.
-pub(crate) async fn accepts(agent: &Agent, to: &Destination) -> Result<Vec<Refusal>, PeerError> {
+pub(crate) async fn would_take(
+    agent: &Agent,
+    to: &Destination,
+    prepare: &Message,
+) -> Result<Vec<Refusal>, PeerError> {
     let (greeted, _) =
         peer::connect(&agent.identity, to, Role::Check, agent.link_options()).await?;
-    Checkup { greeted, to }.refusals().await
+    let mut checkup = Checkup { greeted, to };
+    let answer = checkup.ask(prepare).await?;
+    checkup.close().await;
+    match answer {
+        Message::Refused(refused) => Ok(refused.refusals),
+        _ => Err(PeerError::Closed { peer: to.name.clone() }),
+    }
 }
 
 struct Checkup<'a> {
@@ -108,6 +119,11 @@ impl Checkup<'_> {
         }
         self.ask(&Message::Ping(Echo { nonce: u64::MAX, sent_ns: 0 })).await?;
         Ok(Rate::of(ByteCount(sent), begun.elapsed()))
+    }
+
+    /// Says that nothing more will come, so that the peer does not take us for lost.
+    async fn close(&mut self) {
+        let _ = tokio::io::AsyncWriteExt::shutdown(self.greeted.connection.stream()).await;
     }
 
     async fn ask(&mut self, message: &Message) -> Result<Message, PeerError> {

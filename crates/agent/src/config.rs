@@ -222,7 +222,8 @@ impl Written {
     }
 
     fn check(self, path: &Path, dirs: &Dirs) -> Result<Config, ConfigError> {
-        let folder = absolute(path.parent().unwrap_or(Path::new("/")));
+        let file = absolute(path);
+        let folder = file.parent().unwrap_or(Path::new("/"));
         let place = |given: Option<PathBuf>, default: PathBuf| {
             given.map_or(default, |given| folder.join(given))
         };

@@ -64,17 +64,6 @@ pub(crate) enum Side {
     Destination(DestinationRecord),
 }
 
-impl Side {
-    /// Whether the job is over.
-    #[must_use]
-    pub(crate) const fn is_final(self) -> bool {
-        match self {
-            Self::Source(record) => record.is_final(),
-            Self::Destination(record) => record.is_final(),
-        }
-    }
-}
-
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {

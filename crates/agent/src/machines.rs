@@ -156,8 +156,9 @@ fn free_name(agent: &Agent, name: &VmName) -> Result<(), ApiError> {
 }
 
 fn place_of(agent: &Agent, name: &VmName) -> Result<Place, ApiError> {
-    Place::make(&agent.config.run_dir, &agent.config.state_dir, name)
-        .map_err(|error| failed(&error))
+    let place = Place::of(&agent.config.run_dir, &agent.config.state_dir, name);
+    place.make(None).map_err(|error| failed(&error))?;
+    Ok(place)
 }
 
 /// The program that a shell in `directory` would run.

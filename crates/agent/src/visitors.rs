@@ -125,12 +125,8 @@ async fn begin(
 
 /// Why this peer may not begin this job, if it may not.
 fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal> {
-    let accepts = agent.config.peers.get(peer).is_some_and(|peer| peer.accept);
-    if !accepts {
-        let reason = format!("{} accepts no VMs from {peer}", agent.config.name);
-        let remedy =
-            format!("set accept = true in [peers.{peer}] of {}'s configuration", agent.config.name);
-        return Some(Refusal::new("peer-not-allowed", reason, remedy));
+    if let Some(refusal) = not_accepted(agent, peer) {
+        return Some(refusal);
     }
     let most = agent.config.limits.jobs;
     if agent.jobs.running() >= most {
@@ -146,6 +142,17 @@ fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal>
         return Some(Refusal::new("job-known", reason, "begin the move again"));
     }
     None
+}
+
+/// Why no VM of this peer is taken, if none is.
+fn not_accepted(agent: &Agent, peer: &HostName) -> Option<Refusal> {
+    if agent.config.peers.get(peer).is_some_and(|peer| peer.accept) {
+        return None;
+    }
+    let host = &agent.config.name;
+    let reason = format!("{host} accepts no VMs from {peer}");
+    let remedy = format!("set accept = true in [peers.{peer}] of {host}'s configuration");
+    Some(Refusal::new("peer-not-allowed", reason, remedy))
 }
 
 /// Answers who owns a guest: by the job if it is still there, else by its journal.
@@ -174,23 +181,19 @@ async fn check(agent: &Agent, peer: &HostName, greeted: Greeted) -> Result<(), P
         };
         let reply = match Message::decode(frame.payload, Sender::Source) {
             Ok(Message::Ping(echo)) => Message::Pong(echo),
-            Ok(Message::Inquire(inquire)) => {
-                // Would a VM of ours be taken at all? Answered as a refusal, or as a job that nobody knows.
-                let accepts = agent.config.peers.get(peer).is_some_and(|peer| peer.accept);
-                let state = AnswerState::Unknown;
-                if accepts {
-                    Message::Answer(Answer { job: inquire.job, state })
-                } else {
-                    let reason = format!("{} accepts no VMs from {peer}", agent.config.name);
-                    let remedy =
-                        format!("set accept = true in [peers.{peer}] of its configuration");
-                    Message::Refused(Refused::new(&[Refusal::new(
-                        "peer-not-allowed",
-                        reason,
-                        remedy,
-                    )]))
-                }
+            // Would this VM be taken? Everything is checked, nothing is begun; no refusals mean yes.
+            Ok(Message::Prepare(prepare)) => {
+                let refusals = match refused(agent, peer, &prepare) {
+                    Some(refusal) => vec![refusal],
+                    None => incoming::refusals(agent, &prepare),
+                };
+                Message::Refused(Refused::new(&refusals))
             }
+            // Would any VM be taken? A job that nobody knows, or the reason why not.
+            Ok(Message::Inquire(inquire)) => match not_accepted(agent, peer) {
+                Some(refusal) => Message::Refused(Refused::new(&[refusal])),
+                None => Message::Answer(Answer { job: inquire.job, state: AnswerState::Unknown }),
+            },
             _ => return Ok(()),
         };
         let Ok(payload) = reply.encode() else { return Ok(()) };

@@ -298,25 +298,43 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The place of the VM `name`, its folders made. `fresh` tells apart what is only for one stay (a VM that comes back
-    /// must not write over its own log).
-    ///
-    /// # Errors
-    /// When a folder cannot be made.
-    pub(crate) fn make(run_dir: &Path, state_dir: &Path, name: &VmName) -> Result<Self, VmError> {
+    /// The place of the VM `name`; nothing is made yet.
+    #[must_use]
+    pub(crate) fn of(run_dir: &Path, state_dir: &Path, name: &VmName) -> Self {
         let sockets = run_dir.join("vms").join(name.as_str());
         let output = state_dir.join("output").join(name.as_str());
-        for folder in [&sockets, &output] {
-            make_private(folder)
-                .map_err(|error| VmError::Folder { path: folder.clone(), error })?;
-        }
-        Ok(Self {
-            agent_qmp: sockets.join("agent.sock"),
-            user_qmp: sockets.join("qmp.sock"),
+        Self {
+            // As the rebuilt arguments of a VM that arrives name it.
+            agent_qmp: sockets.join("qmp.sock"),
+            user_qmp: sockets.join("sterna-users.sock"),
             log: output.join("qemu.log"),
             sockets,
             output,
-        })
+        }
+    }
+
+    /// Makes the place's folders, and one in them for this stay if one is named.
+    ///
+    /// # Errors
+    /// When a folder cannot be made.
+    pub(crate) fn make(&self, stay: Option<&Path>) -> Result<(), VmError> {
+        for folder in [Some(&*self.sockets), Some(&*self.output), stay].into_iter().flatten() {
+            let failed = |error| VmError::Folder { path: folder.to_path_buf(), error };
+            make_private(folder).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// A folder of its own for the next stay of the VM on this host: a VM that comes back must not write over what it
+    /// wrote before.
+    #[must_use]
+    pub(crate) fn next_stay(&self) -> PathBuf {
+        let number = |entry: std::fs::DirEntry| {
+            entry.file_name().to_str()?.strip_prefix("stay-")?.parse().ok()
+        };
+        let entries = std::fs::read_dir(&self.output).into_iter().flatten().flatten();
+        let last: u32 = entries.filter_map(number).max().unwrap_or(0);
+        self.output.join(format!("stay-{}", last.saturating_add(1)))
     }
 }
 

@@ -9,7 +9,7 @@ mod support;
 
 use proptest::prelude::*;
 use sterna_qemu_stream::{End, Inspector, RamPartKind, Writer};
-use support::{GOLDEN, Golden, Reading, read, read_in_pieces};
+use support::{GOLDEN, Golden, Reading, crc32, read, read_in_pieces};
 
 #[test]
 fn each_stream_says_what_is_in_it() {
@@ -44,7 +44,9 @@ fn assert_parts_and_tail(golden: &Golden, reading: &Reading, bytes: &[u8]) {
     assert!(kinds.enumerate().all(|(at, kind)| kind == expected(at)), "{}", golden.file);
     assert!(reading.complete);
     assert_eq!(reading.tail.len() as u64, golden.tail_bytes, "{}", golden.file);
-    assert!(bytes.ends_with(&reading.tail), "the tail is passed on unchanged");
+    assert_eq!(crc32(&reading.tail), golden.tail_crc, "{}", golden.file);
+    assert_eq!(reading.packaged, golden.packaged, "{}", golden.file);
+    assert_eq!(bytes.ends_with(&reading.tail), !golden.packaged, "a tail is passed on unchanged");
     assert_eq!(reading.tail[0], 0x04, "nothing of the bitmap is in the tail");
 }
 
@@ -153,10 +155,14 @@ fn the_inspector_counts_the_same() {
         assert_eq!(summary.ram_parts, golden.ram_parts as u64);
         assert_eq!(summary.dirty_bitmap_bytes, golden.dropped_bytes);
         assert_eq!(summary.tail_bytes, golden.tail_bytes);
-        for device in ["timer", "cpu", "i8254", "mc146818rtc", "fw_cfg"] {
-            assert!(summary.devices.iter().any(|name| name == device), "{device}");
-        }
         let text = summary.to_string();
+        assert_eq!(summary.packaged, golden.packaged);
+        assert_eq!(text.contains("without a description"), golden.packaged, "{text}");
+        assert_eq!(summary.devices.is_empty(), golden.packaged, "{}", golden.file);
+        for device in ["timer", "cpu", "i8254", "mc146818rtc", "fw_cfg"] {
+            let is_named = summary.devices.iter().any(|name| name == device);
+            assert_eq!(is_named, !golden.packaged, "{device}");
+        }
         assert!(text.contains(golden.machine) && text.ends_with("complete"), "{text}");
     }
 }

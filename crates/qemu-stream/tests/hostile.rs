@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use sterna_model::{LayoutError, PageId};
 use sterna_qemu_stream::{Configuration, End, Fault, Inspector, MAX_TAIL_BYTES, Parser, Writer};
 use support::{
-    GOLDEN, Reading, SMALL_RAM, SMALL_TAIL, error_of, read, read_in_pieces, small_configuration,
-    small_head, small_layout, small_stream,
+    GOLDEN, Reading, SMALL_RAM, SMALL_TAIL, SmallPackage, error_of, read, read_in_pieces,
+    small_configuration, small_head, small_layout, small_stream,
 };
 
 /// A small stream's head, and then these bytes.
@@ -52,7 +52,8 @@ fn a_fill_byte_makes_a_page_of_it() {
 
 #[test]
 fn no_cut_stream_is_whole() {
-    for stream in GOLDEN.iter().map(|golden| golden.bytes()).chain([small_stream()]) {
+    let small = [small_stream(), SmallPackage::default().stream()];
+    for stream in GOLDEN.iter().map(|golden| golden.bytes()).chain(small) {
         let mut parser = Parser::new();
         let mut start = 0;
         for length in 0..stream.len() {
@@ -87,12 +88,16 @@ fn survives(bytes: &[u8]) {
 
 #[test]
 fn every_bit_of_a_small_stream_may_flip() {
-    let stream = small_stream();
+    every_bit_may_flip(&small_stream());
+    every_bit_may_flip(&SmallPackage::default().stream());
+}
+
+fn every_bit_may_flip(stream: &[u8]) {
     // Of the contents of pages a few bytes are enough: they are not looked at.
     let is_content = |at: usize| stream[at..].starts_with(&[stream[at]; 64]);
     for at in (0..stream.len()).filter(|at| !is_content(*at)) {
         for bit in 0..8 {
-            let mut flipped = stream.clone();
+            let mut flipped = stream.to_vec();
             flipped[at] ^= 1 << bit;
             survives(&flipped);
         }
@@ -109,6 +114,9 @@ proptest! {
         survives(&after_head(&bytes));
         survives(&in_part(&bytes));
         survives(&block_list(&bytes));
+        survives(&[&SmallPackage::before()[..], b"\x08\0\x07\0\x04\0\0\0", &bytes].concat());
+        let package = b"\x08\0\x07\0\x04\0\0\x01\0\x08\0\x04\0\0\x04";
+        survives(&[&SmallPackage::before(), &package[..], &bytes].concat());
         survives(&after_head(&[b"\x01\0\0\0\x03\x0cdirty-bitmap\0\0\0\0\0\0\0\x01", &bytes[..]].concat()));
     }
 

@@ -14,3 +14,13 @@ mod streams;
 
 pub(crate) use drive::{Handle, begin};
 pub(crate) use streams::DataConnection;
+
+use sterna_model::Refusal;
+use sterna_wire::message::Prepare;
+
+use crate::agent::Agent;
+
+/// Why a VM would be refused; empty when it would be taken. Nothing is touched.
+pub(crate) fn refusals(agent: &Agent, prepare: &Prepare) -> Vec<Refusal> {
+    qemu::check(agent, prepare).err().unwrap_or_default()
+}

@@ -51,17 +51,16 @@ pub(super) fn check(agent: &Agent, prepare: &Prepare) -> Result<Checked, Vec<Ref
         refusals.extend(taken(vm));
     }
     refusals.extend(too_large(agent, description.ram_bytes));
-    let place = Place::make(&agent.config.run_dir, &agent.config.state_dir, &prepare.vm);
-    let place = place.map_err(|error| vec![internal(&error.to_string())])?;
-    let roots = agent.roots();
-    let rebuilt = rebuilt(agent, &description, &place, &roots);
+    let place = Place::of(&agent.config.run_dir, &agent.config.state_dir, &prepare.vm);
+    let (stay, roots) = (place.next_stay(), agent.roots());
+    let rebuilt = rebuilt(agent, &description, &place, &stay, &roots);
     match rebuilt {
         Ok(rebuilt) => {
             refusals.extend(files_refused(&rebuilt, &roots));
             match find_program(&rebuilt) {
                 Ok(program) if refusals.is_empty() => {
                     let previous = previous.map(|vm| vm.record());
-                    return Ok(Checked { rebuilt, program, place, previous });
+                    return Ok(Checked { rebuilt, program, place, stay, previous });
                 }
                 Ok(_) => {}
                 Err(refusal) => refusals.push(refusal),
@@ -78,6 +77,7 @@ pub(super) struct Checked {
     rebuilt: Rebuilt,
     program: PathBuf,
     place: Place,
+    stay: PathBuf,
     previous: Option<Record>,
 }
 
@@ -92,6 +92,8 @@ impl Checked {
         prepare: &Prepare,
     ) -> Result<Waiting, Vec<Refusal>> {
         let begun = Instant::now();
+        let made = self.place.make(Some(&self.stay));
+        made.map_err(|error| vec![internal(&error.to_string())])?;
         let live = self.launch().await.map_err(|error| vec![start_failed(&error)])?;
         let opened = match ready(&live.qmp).await {
             Ok(version) => self.open_memory(&live).map(|shared| (shared, version)),
@@ -213,6 +215,7 @@ fn rebuilt(
     agent: &Agent,
     description: &Description,
     place: &Place,
+    stay: &Path,
     roots: &[PathBuf],
 ) -> Result<Rebuilt, Vec<Refusal>> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -220,19 +223,8 @@ fn rebuilt(
     let one = |error: sterna_qemu_args::PolicyError| vec![internal(&error.to_string())];
     let policy =
         Policy::new(&roots, &agent.config.paths, &agent.config.accept.options).map_err(one)?;
-    // A folder of its own for each stay, so that a VM that comes back does not write over what it wrote before.
-    let output = place.output.join(format!("stay-{}", next_stay(&place.output)));
-    std::fs::create_dir_all(&output).map_err(|error| vec![internal(&error.to_string())])?;
-    let place = sterna_qemu_args::Place::new(&text(&place.sockets), &text(&output)).map_err(one)?;
+    let place = sterna_qemu_args::Place::new(&text(&place.sockets), &text(stay)).map_err(one)?;
     rebuild(description, &policy, &place)
-}
-
-/// The number of the next stay of a VM on this host.
-fn next_stay(output: &Path) -> u32 {
-    let number =
-        |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix("stay-")?.parse().ok();
-    let stays = std::fs::read_dir(output).into_iter().flatten().flatten().filter_map(number);
-    stays.max().map_or(1, |last: u32| last.saturating_add(1))
 }
 
 fn files_refused(rebuilt: &Rebuilt, roots: &[PathBuf]) -> Vec<Refusal> {

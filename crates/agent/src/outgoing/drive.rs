@@ -9,7 +9,7 @@ use sterna_migration::journal::{SourceRecord, Subject as JournalSubject};
 use sterna_migration::outcome::Outcome;
 use sterna_migration::policy::{Decision, Policy, Precopy, RoundFacts};
 use sterna_migration::source::{DurableOffer, Effect, Fact, Limits, MayReturn, Source, Timer};
-use sterna_model::{PAGE_BYTES, Rate};
+use sterna_model::{JobId, PAGE_BYTES, Rate};
 use sterna_page_codec::{Effort, Level};
 use sterna_wire::message as wire;
 use sterna_wire::{
@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MIN_PACE_BYTES_PER_SECOND: u64 = 256 << 10;
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
+/// With the guest stopped, QEMU has passed on what was dirty within this; it finishes even if not.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
 const PING_EVERY: Duration = Duration::from_millis(200);
 
@@ -453,7 +455,7 @@ impl Drive {
             return self.fact(Fact::PeerRefused(refusals));
         };
         let message =
-            match prepare_message(&self.job, &record, subject, &self.wanted, self.key, &self.agent)
+            match prepare_message(self.job.id(), &record, subject, &self.wanted, self.key, &self.agent)
             {
                 Ok(message) => message,
                 Err(refusal) => return self.fact(Fact::PeerRefused(vec![refusal])),
@@ -550,7 +552,7 @@ impl Drive {
     }
 
     async fn begin_stream(&mut self) {
-        let (Some(qemu), Some(subject)) = (&self.qemu, &self.subject) else {
+        let (Some(qemu), Some(subject)) = (&mut self.qemu, &self.subject) else {
             return self.fact(Fact::QemuFailed("QEMU was not prepared".into()));
         };
         let budget_bytes = self.agent.config.limits.memory_budget.0;
@@ -599,25 +601,21 @@ impl Drive {
         }
     }
 
-    /// Stops the guest. QEMU's pace is raised first, while the guest runs: it notices that only at the end of a window.
+    /// Stops the guest, and lets QEMU make its last pass.
     async fn stop_guest(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        if self.pace.bytes_per_second.take().is_some() {
-            let parts = self.counters.parts.load(Ordering::Relaxed);
-            let until = Instant::now() + PACE_DEADLINE;
-            if let Err(error) = qemu.pace(None).await {
-                return self.fact(Fact::QemuFailed(error.to_string()));
-            }
-            while self.counters.parts.load(Ordering::Relaxed) < parts + 2 && Instant::now() < until
-            {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+        if let Err(error) = self.before_stop().await {
+            return self.fact(Fact::QemuFailed(error.to_string()));
         }
+        let Some(qemu) = &self.qemu else { return };
         self.gauge.marks.stop_sent = Some(Instant::now());
         let stopped = qemu.stop().await;
         self.gauge.marks.stopped = Some(Instant::now());
         match stopped {
             Ok(Stop::Ours) => {
+                // What QEMU writes after this has to fit into its socket if we die: memory must be through before.
+                if qemu.is_held() {
+                    self.counters.wait_for_idle(DRAIN_DEADLINE).await;
+                }
                 let finished = qemu.finish().await;
                 self.fact(Fact::GuestStopped);
                 if let Err(error) = finished {
@@ -628,6 +626,17 @@ impl Drive {
             Ok(Stop::TooLate) => {}
             Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
         }
+    }
+
+    /// What can be done while the guest still runs. QEMU's pace is raised: it notices that only at the end of a window.
+    async fn before_stop(&mut self) -> Result<(), sterna_host::qmp::QmpError> {
+        let Some(qemu) = &mut self.qemu else { return Ok(()) };
+        qemu.keep_reading_end().await?;
+        if self.pace.bytes_per_second.take().is_some() {
+            qemu.pace(None).await?;
+            self.counters.wait_for_idle(PACE_DEADLINE).await;
+        }
+        Ok(())
     }
 
     async fn flush(&mut self) {
@@ -834,8 +843,9 @@ impl Policy for Watched {
     }
 }
 
-fn prepare_message(
-    job: &Job,
+/// What a move begins with at the destination.
+pub(super) fn prepare_message(
+    job: &JobId,
     record: &crate::registry::Record,
     subject: &Subject,
     wanted: &Move,
@@ -844,7 +854,7 @@ fn prepare_message(
 ) -> Result<Message, sterna_model::Refusal> {
     let link_timeout = agent.config.limits.link_timeout.as_millis();
     Ok(Message::Prepare(wire::Prepare {
-        job: job.id().clone(),
+        job: job.clone(),
         vm: record.name.clone(),
         uuid: record.uuid,
         epoch: record.epoch.next(),

@@ -20,14 +20,14 @@ pub(crate) use qemu::give_back;
 use std::sync::Arc;
 
 use sterna_api::{ApiError, MigrateOptions, MigrateRequest, Plan};
-use sterna_model::{Refusal, VmName};
+use sterna_model::{NameError, Refusal, VmName};
 
 use crate::agent::Agent;
 use crate::control::vm_of;
 use crate::jobs::{Job, Role};
 use crate::journal::{Journal, Story};
 use crate::peer::{self, Destination};
-use crate::registry::Owner;
+use crate::registry::{Owner, Record};
 use crate::vm::{Live, Vm};
 
 /// Data connections of a job, at most.
@@ -103,15 +103,34 @@ pub(crate) async fn plan(
 ) -> Result<Plan, ApiError> {
     let wanted = wanted(agent, name, destination, options)?;
     let mut refusals = preflight::check_options(options);
-    if let Err(more) = preflight::examine(&wanted.vm.record(), &wanted.live).await {
-        refusals.extend(more);
+    let record = wanted.vm.record();
+    match preflight::examine(&record, &wanted.live).await {
+        Err(more) => refusals.extend(more),
+        Ok(subject) => refusals.extend(theirs(agent, &wanted, &record, &subject).await),
     }
-    match crate::checkup::accepts(agent, &wanted.to).await {
-        Ok(more) => refusals.extend(more),
-        Err(error) => refusals.push(error.to_refusal()),
+    // Predictions, and with them a choice among strategies, come with more than one strategy.
+    Ok(Plan { strategies: Vec::new(), recommended: None, refusals })
+}
+
+/// What the destination has against a VM, without anything being begun there.
+async fn theirs(
+    agent: &Arc<Agent>,
+    wanted: &Move,
+    record: &Record,
+    subject: &preflight::Subject,
+) -> Vec<Refusal> {
+    let job: Result<_, NameError> = "plan".parse();
+    let asked = match job {
+        Ok(job) => drive::prepare_message(&job, record, subject, wanted, [0; 32], agent),
+        Err(error) => Err(Refusal::new("internal", error.to_string(), "report this")),
+    };
+    match asked {
+        Ok(prepare) => match crate::checkup::would_take(agent, &wanted.to, &prepare).await {
+            Ok(refusals) => refusals,
+            Err(error) => vec![error.to_refusal()],
+        },
+        Err(refusal) => vec![refusal],
     }
-    let recommended = refusals.is_empty().then(|| "precopy".to_owned());
-    Ok(Plan { strategies: Vec::new(), recommended, refusals })
 }
 
 /// What was asked for, if it makes sense.

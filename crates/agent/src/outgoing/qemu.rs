@@ -17,6 +17,10 @@ use tracing::{debug, warn};
 const HOLD_NODE: &str = "sterna-hold";
 const HOLD_BITMAP: &str = "sterna-hold";
 const DESCRIPTOR: &str = "sterna-migration";
+/// QEMU's own hold on the reading end of its stream.
+const KEPT_DESCRIPTOR: &str = "sterna-migration-reader";
+/// Room for what QEMU writes in its last pass, where the system allows it.
+const STREAM_BUFFER_BYTES: usize = 8 << 20;
 /// The hold's size and granularity: 2 MiB of bitmap, 1 TiB of pending bytes.
 const HOLD_BYTES: u64 = 1 << 40;
 const HOLD_GRANULARITY_BYTES: u64 = 1 << 16;
@@ -38,6 +42,8 @@ pub(super) struct SourceQemu {
     qmp: Qmp,
     held: bool,
     before: Before,
+    /// The reading end of the stream, for QEMU to keep.
+    reading_end: Option<UnixStream>,
 }
 
 /// What is put back when the guest stays.
@@ -72,7 +78,7 @@ impl SourceQemu {
             max_bandwidth: number("max-bandwidth"),
             downtime_limit: number("downtime-limit"),
         };
-        let mut qemu = Self { qmp, held: false, before };
+        let mut qemu = Self { qmp, held: false, before, reading_end: None };
         let can_hold = schema.has_migration_capability("dirty-bitmaps")
             && schema.has_blockdev_driver("null-co")
             && schema.has_command("block-dirty-bitmap-add");
@@ -83,6 +89,12 @@ impl SourceQemu {
             }
         }
         Ok(qemu)
+    }
+
+    /// Whether it is held: it then completes only when it is told to.
+    #[must_use]
+    pub(super) const fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Whether the guest ran when the job began.
@@ -121,7 +133,7 @@ impl SourceQemu {
     ///
     /// # Errors
     /// When QEMU refuses.
-    pub(super) async fn begin(&self) -> Result<UnixStream, QmpError> {
+    pub(super) async fn begin(&mut self) -> Result<UnixStream, QmpError> {
         let parameters = MigrationParameters {
             max_bandwidth: Some(UNLIMITED),
             downtime_limit: Some(HELD_DOWNTIME_MS),
@@ -129,6 +141,10 @@ impl SourceQemu {
         };
         self.qmp.set_migration_parameters(&parameters).await?;
         let (ours, theirs) = UnixStream::pair().map_err(|error| local(&error))?;
+        // Without the right to a larger one the usual 200 KiB have to do.
+        let _ =
+            rustix::net::sockopt::set_socket_send_buffer_size_force(&theirs, STREAM_BUFFER_BYTES);
+        self.reading_end = Some(ours.try_clone().map_err(|error| local(&error))?);
         let name = json!({"fdname": DESCRIPTOR});
         self.qmp.execute_with_fd("getfd", name, OwnedFd::from(theirs), COMMAND_TIMEOUT).await?;
         self.qmp.migrate(&format!("fd:{DESCRIPTOR}")).await?;
@@ -212,6 +228,16 @@ impl SourceQemu {
         self.remove_hold().await;
     }
 
+    /// Gives QEMU the reading end of its own stream. To be called before [`SourceQemu::stop`], while the guest runs.
+    ///
+    /// # Errors
+    /// When QEMU does not take it.
+    pub(super) async fn keep_reading_end(&mut self) -> Result<(), QmpError> {
+        let Some(reading_end) = self.reading_end.take() else { return Ok(()) };
+        let name = json!({"fdname": KEPT_DESCRIPTOR});
+        self.qmp.execute_with_fd("getfd", name, reading_end.into(), COMMAND_TIMEOUT).await.map(drop)
+    }
+
     async fn run(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.qmp.execute(command, arguments, COMMAND_TIMEOUT).await
     }
@@ -223,6 +249,11 @@ impl SourceQemu {
 /// When it is not certain that the guest is as before.
 pub(crate) async fn give_back(qmp: &Qmp, guest_ran: bool) -> Result<(), QmpError> {
     end_migration(qmp).await?;
+    if let Err(error) =
+        qmp.execute("closefd", json!({"fdname": KEPT_DESCRIPTOR}), COMMAND_TIMEOUT).await
+    {
+        debug!(%error, "QEMU kept no reading end");
+    }
     if guest_ran {
         resume(qmp).await?;
     }

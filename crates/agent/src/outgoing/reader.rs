@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use sterna_migration::tracker::Tracker;
 use sterna_model::{Layout, PageId};
@@ -18,6 +19,8 @@ use sterna_qemu_stream::{Command, Configuration, Event, Parser, RamPartKind, Ram
 
 use super::memory::SourceMemory;
 
+/// How long an idle QEMU is waited for in steps that are shorter than a millisecond.
+const SHORT_WAIT: Duration = Duration::from_millis(5);
 /// Bytes that are read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -61,8 +64,26 @@ pub(super) struct Counters {
     pub pages: AtomicU64,
     /// Pieces of the RAM section: QEMU's iterations.
     pub parts: AtomicU64,
+    /// Pieces without pages: QEMU had nothing left.
+    pub idle_parts: AtomicU64,
     /// Bytes of the stream.
     pub bytes: AtomicU64,
+}
+
+impl Counters {
+    /// Waits until QEMU had nothing left after this moment: two pieces without pages, since one may be on its way.
+    pub(super) async fn wait_for_idle(&self, limit: Duration) {
+        let seen = self.idle_parts.load(Ordering::Acquire);
+        let begun = Instant::now();
+        while self.idle_parts.load(Ordering::Acquire) < seen + 2 && begun.elapsed() < limit {
+            // A timer of the runtime counts in milliseconds, which would be a tenth of the downtime.
+            if begun.elapsed() < SHORT_WAIT {
+                tokio::task::block_in_place(|| std::thread::sleep(Duration::from_micros(100)));
+            } else {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
 }
 
 /// Makes the memory and the tracker for a layout, or takes those of the stream before.
@@ -202,8 +223,12 @@ impl State {
     fn part_ended(&mut self, kind: RamPartKind, pages: u64) {
         self.counters.parts.fetch_add(1, Ordering::Relaxed);
         self.counters.pages.fetch_add(pages, Ordering::Relaxed);
-        // A piece without pages: QEMU had nothing left, even if it left out pages that it knows to be free.
-        if let (Some(opened), RamPartKind::Part, 0) = (&self.opened, kind, pages) {
+        if (kind, pages) != (RamPartKind::Part, 0) {
+            return;
+        }
+        // QEMU had nothing left, even if it left out pages that it knows to be free.
+        self.counters.idle_parts.fetch_add(1, Ordering::Release);
+        if let Some(opened) = &self.opened {
             opened.tracker.end_first_pass();
         }
     }

@@ -2,6 +2,8 @@
 //! everything.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod package;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -9,6 +11,9 @@ use sterna_model::{BlockName, Layout, Page, PageId, ZERO_PAGE};
 use sterna_qemu_stream::{
     Command, Configuration, Event, Parser, RamPartKind, RamSection, StreamEnd, StreamError, Writer,
 };
+
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub(crate) use package::{SMALL_BITMAP_END, SMALL_RAM_END, SMALL_SECTIONS, SmallPackage};
 
 /// A stream that a stock QEMU sent, and what is in it.
 pub(crate) struct Golden {
@@ -23,6 +28,10 @@ pub(crate) struct Golden {
     pub(crate) memory_sum: u64,
     pub(crate) dropped_bytes: u64,
     pub(crate) tail_bytes: u64,
+    /// CRC-32 of the tail; of a package, as a tail.
+    pub(crate) tail_crc: u32,
+    /// Whether the device state comes in a package.
+    pub(crate) packaged: bool,
 }
 
 const ACPI_TABLES: (&str, u64) = ("/rom@etc/acpi/tables", 131072);
@@ -46,6 +55,8 @@ pub(crate) const GOLDEN: &[Golden] = &[
         memory_sum: 0x422e8846e0e2f,
         dropped_bytes: 0,
         tail_bytes: 111512,
+        tail_crc: 0x4958_ceb8,
+        packaged: false,
     },
     Golden {
         file: "q35-7.2-vga.stream",
@@ -58,6 +69,8 @@ pub(crate) const GOLDEN: &[Golden] = &[
         memory_sum: 0x883d2089e3ab0,
         dropped_bytes: 0,
         tail_bytes: 79331,
+        tail_crc: 0x73dc_bdf7,
+        packaged: false,
     },
     Golden {
         file: "i440fx-10.0.stream",
@@ -70,6 +83,8 @@ pub(crate) const GOLDEN: &[Golden] = &[
         memory_sum: 0x426aef5e34bee,
         dropped_bytes: 0,
         tail_bytes: 111781,
+        tail_crc: 0xc101_e02d,
+        packaged: false,
     },
     Golden {
         file: "q35-10.0.stream",
@@ -82,6 +97,8 @@ pub(crate) const GOLDEN: &[Golden] = &[
         memory_sum: 0x423a1c1a0f5d8,
         dropped_bytes: 0,
         tail_bytes: 76338,
+        tail_crc: 0x5cc8_2b34,
+        packaged: false,
     },
     // Held for four seconds by a bitmap on a null block node, then stopped.
     Golden {
@@ -95,6 +112,37 @@ pub(crate) const GOLDEN: &[Golden] = &[
         memory_sum: 0x4231ed97ba0d6,
         dropped_bytes: 26697,
         tail_bytes: 111512,
+        tail_crc: 0x8dd3_0159,
+        packaged: false,
+    },
+    // Held alike, then stopped and told to start post-copy. QEMU 10 iterates every millisecond.
+    Golden {
+        file: "i440fx-7.2-packaged.stream",
+        machine: "pc-i440fx-7.2",
+        commands: &[],
+        blocks: PLAIN,
+        ram_parts: 45,
+        pages: 41,
+        zero_pages: 584,
+        memory_sum: 0x420131ca3812e,
+        dropped_bytes: 26715,
+        tail_bytes: 12865,
+        tail_crc: 0x5b99_e3d5,
+        packaged: true,
+    },
+    Golden {
+        file: "q35-10.0-packaged.stream",
+        machine: "pc-q35-10.0",
+        commands: &[Command::SwitchoverStart],
+        blocks: PLAIN,
+        ram_parts: 4371,
+        pages: 13,
+        zero_pages: 582,
+        memory_sum: 0x420a17a14dd69,
+        dropped_bytes: 26715,
+        tail_bytes: 32488,
+        tail_crc: 0x0850_eb6f,
+        packaged: true,
     },
 ];
 
@@ -194,7 +242,8 @@ pub(crate) fn error_of(bytes: &[u8]) -> StreamError {
     read(bytes).map(|(_, end)| end).expect_err("the stream is wrong")
 }
 
-fn crc32(bytes: &[u8]) -> u32 {
+/// CRC-32, as zlib has it.
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
     !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }
