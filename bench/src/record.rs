@@ -35,6 +35,8 @@ pub(crate) struct Measured {
     pub(crate) total_ms: Option<f64>,
     /// The guest stopped at the source until running at the destination.
     pub(crate) downtime_ms: Option<f64>,
+    /// Sterna's downtime as stock's is measured: the source's STOP event to the destination's RESUME event.
+    pub(crate) observed_downtime_ms: Option<f64>,
     /// Bytes on the wire by the interface's counters: both directions, headers included.
     pub(crate) bytes: Option<u64>,
     /// Of the total: from spawning the destination's QEMU until it answered.

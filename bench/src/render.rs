@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sterna_e2e::{Error, Result, repository};
 
-use crate::cells::{Aim, CELLS, Cell, Contender, How, Metric, STERNA, Standing};
+use crate::cells::{Aim, CELLS, Contender, Metric, STERNA, Standing};
 use crate::machine::Machine;
 use crate::record::{Document, Results, Run, write_json, write_text};
 use crate::statistics::{CellRuns, Spread};
@@ -21,7 +21,8 @@ median to the best of stock's modes that completed every run (rows in italics do
 
 - Total: from the command until the source may be destroyed, with the start of the destination's QEMU on both sides. \
 Sterna: the report's `total_ms`. Stock: from spawning the destination's QEMU until the source reports `completed`.
-- Downtime: Sterna: the report's upper bound. Stock: the source's STOP event to the destination's RESUME event, on one clock.
+- Downtime: Sterna: the report's upper bound (as seen from outside: below). Stock: the source's STOP event to the destination's \
+RESUME event, on one clock.
 - Bytes: the interface's counters, both directions, headers included.
 - Every run boots a fresh guest (262,136 KiB, 1 CPU); the contenders of a cell take turns.
 ";
@@ -162,11 +163,11 @@ fn aim_line(runs: &CellRuns<'_>, aim: &Aim) -> String {
 
 /// The phases of Sterna's runs, medians in milliseconds.
 fn sterna_times(runs: &CellRuns<'_>) -> String {
+    let reports: Vec<_> = runs.of(STERNA).filter_map(|run| run.measured.report.as_ref()).collect();
+    if reports.is_empty() {
+        return String::new();
+    }
     let mut text = format!("\n### {}\n\n| | median ms |\n|---|---|\n", runs.cell.title);
-    let is_sterna = |contender: &&Contender| matches!(contender.how, How::Sterna { .. });
-    let Some(contender) = runs.cell.contenders.iter().find(is_sterna) else { return String::new() };
-    let reports: Vec<_> =
-        runs.of(contender.name).filter_map(|run| run.measured.report.as_ref()).collect();
     let mut line = |title: &str, value: &dyn Fn(&sterna_api::Report) -> f64| {
         let spread = Spread::of(reports.iter().map(|report| value(report)).collect());
         let median = spread.map_or(0.0, |spread| spread.median);
@@ -186,6 +187,10 @@ fn sterna_times(runs: &CellRuns<'_>) -> String {
     line("– load", &|report| report.downtime_parts_ms.load);
     line("– commit", &|report| report.downtime_parts_ms.commit);
     line("– resume", &|report| report.downtime_parts_ms.resume);
+    let observed = runs.of(STERNA).filter_map(|run| run.measured.observed_downtime_ms).collect();
+    if let Some(observed) = Spread::of(observed) {
+        let _ = writeln!(text, "| downtime, STOP to RESUME event | {:.1} |", observed.median);
+    }
     text
 }
 
@@ -247,6 +252,7 @@ fn between_marks(text: &str, tables: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cells::Cell;
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {

@@ -1,12 +1,16 @@
 //! One run of Sterna: two agents, a guest, `sterna migrate`.
+//!
+//! An observer listens at both QEMUs' QMP sockets for users: the downtime is seen from outside too.
 
-use std::thread;
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sterna_api::Report;
 use sterna_e2e::{Error, Guest, Pair, Result, Setup, Side, Vm};
 
 use crate::cells::Cell;
+use crate::events::Events;
 use crate::record::{Ending, Measured, wire_bytes};
 use crate::stock::link_rate;
 
@@ -16,6 +20,9 @@ pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const SETTLE: Duration = Duration::from_secs(1);
 /// The guest says every second that it lives.
 pub(crate) const TICK_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often the destination's socket is looked for.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Boots the guest, moves it, gives what was measured.
 ///
@@ -30,6 +37,7 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
     thread::sleep(SETTLE);
 
     let counted = pair.world().counters(Side::Alpha)?;
+    let observer = Observer::start(&pair, vm.name())?;
     let start = Instant::now();
     let moved = vm.try_migrate(&pair, options)?;
     let command_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -47,7 +55,49 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
         bytes: Some(bytes),
         destination_start_ms: Some(report.phases_ms.destination_qemu_start),
         command_ms: Some(command_ms),
+        observed_downtime_ms: observer.downtime_ms(),
         report: Some(report),
         ..Measured::default()
     })
+}
+
+/// Sees the guest stop at one host and run at the other.
+#[derive(Debug)]
+struct Observer {
+    source: Events,
+    destination: JoinHandle<Option<Events>>,
+}
+
+impl Observer {
+    /// The destination's QEMU does not exist yet: its socket is looked for until it does. Both hosts
+    /// have their sockets at the same place below their folders.
+    fn start(pair: &Pair, name: &str) -> Result<Self> {
+        let [source, destination] = Side::BOTH.map(|side| pair.host(side).folder());
+        let view = pair.host(Side::Alpha).vm(name)?;
+        let socket = PathBuf::from(view["qmp"].as_str().unwrap_or_default());
+        let below = socket.strip_prefix(source);
+        let below = below.map_err(|error| {
+            Error::unexpected("the VM's QMP socket", "a path below the host's folder", error)
+        })?;
+        let awaited = destination.join(below);
+        let destination = thread::spawn(move || {
+            let start = Instant::now();
+            while start.elapsed() < BOOT_LIMIT {
+                if let Ok(events) = Events::listen(&awaited) {
+                    return Some(events);
+                }
+                thread::sleep(LOOK);
+            }
+            None
+        });
+        Ok(Self { source: Events::listen(&socket)?, destination })
+    }
+
+    /// From STOP to RESUME, if both were seen.
+    fn downtime_ms(mut self) -> Option<f64> {
+        let stopped = self.source.last("STOP")?.unix_ms;
+        let mut destination = self.destination.join().ok()??;
+        let resumed = destination.wait_for(LOOK, |event| event.name == "RESUME")?;
+        Some(resumed.unix_ms - stopped)
+    }
 }

@@ -70,10 +70,22 @@ async fn job(agent: &Arc<Agent>, mut journal: Journal, story: Story) {
     agent.jobs.insert(Arc::clone(&job));
     let vm = agent.registry.get(&subject.vm);
     match (story.side, vm) {
-        (Side::Source(record), _) if record.is_final() => remember_source(&job, record, &story),
-        (Side::Destination(record), _) if record.is_final() => {
-            let running = record == DestinationRecord::Running;
-            job.end(if running { "running" } else { "discarded" }, story.ended.clone(), None);
+        (Side::Source(record), vm) if record.is_final() => {
+            if let (SourceRecord::Gone, Some(vm)) = (record, vm) {
+                finish_leaving(agent, &story, &vm).await;
+            }
+            remember_source(&job, record, &story);
+        }
+        (Side::Destination(DestinationRecord::Running), vm) => {
+            if let Some(vm) = vm.filter(|vm| is_arriving(vm, &story)) {
+                agent.change(&vm, |record| record.owner = Owner::Here);
+            }
+            job.end("running", None, None);
+        }
+        (Side::Destination(DestinationRecord::Discarded), vm)
+            if !vm.as_ref().is_some_and(|vm| is_arriving(vm, &story)) =>
+        {
+            job.end("discarded", story.ended.clone(), None);
         }
         (Side::Source(SourceRecord::Offered), Some(vm)) => {
             offered(agent, job, journal, &story, &vm).await
@@ -96,6 +108,28 @@ const fn role_of(side: Side) -> Role {
         Side::Source(_) => Role::Source,
         Side::Destination(_) => Role::Destination,
     }
+}
+
+/// The guest is the other host's. An agent that died before it had ended its own QEMU does so now. The epoch tells
+/// whether it is still that QEMU: a guest that came back since has a later one.
+async fn finish_leaving(agent: &Agent, story: &Story, vm: &Vm) {
+    let (subject, record) = (&story.subject, vm.record());
+    let owner = Owner::MovedTo { host: subject.peer.clone(), job: subject.job.clone() };
+    let unfinished = record.epoch < subject.epoch || record.owner == owner;
+    if record.uuid != subject.uuid || !unfinished {
+        return;
+    }
+    agent.change(vm, |record| {
+        record.epoch = subject.epoch;
+        record.owner = owner;
+    });
+    if let Some(live) = vm.live()
+        && let Err(error) = live.quit().await
+    {
+        tracing::error!(vm = %record.name, %error, "a QEMU whose guest was moved away does not end");
+    }
+    vm.ended(Owner::clone);
+    agent.remember(vm);
 }
 
 fn remember_source(job: &Job, record: SourceRecord, story: &Story) {
@@ -146,6 +180,11 @@ async fn offered(agent: &Arc<Agent>, job: Arc<Job>, journal: Journal, story: &St
     outgoing::resume_offered(agent, job, journal, story, vm);
 }
 
+/// Whether the registry still has the VM as arriving by this job: it was not told how that ended.
+fn is_arriving(vm: &Vm, story: &Story) -> bool {
+    vm.record().owner == Owner::Incoming { job: story.subject.job.clone() }
+}
+
 /// Nothing was committed: what is here is discarded.
 async fn unfinished_destination(
     agent: &Agent,
@@ -154,8 +193,7 @@ async fn unfinished_destination(
     story: &Story,
     vm: Option<Arc<Vm>>,
 ) {
-    let ours = Owner::Incoming { job: story.subject.job.clone() };
-    if let Some(vm) = vm.filter(|vm| vm.record().owner == ours) {
+    if let Some(vm) = vm.filter(|vm| is_arriving(vm, story)) {
         if let Some(live) = vm.live()
             && let Err(error) = live.kill().await
         {

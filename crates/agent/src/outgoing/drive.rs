@@ -39,8 +39,6 @@ const TICK: Duration = Duration::from_millis(100);
 const MIN_PACE_BYTES_PER_SECOND: u64 = 256 << 10;
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
-/// With the guest stopped, QEMU has passed on what was dirty within this; it finishes even if not.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
 const PING_EVERY: Duration = Duration::from_millis(200);
 
@@ -454,12 +452,17 @@ impl Drive {
         let Some(subject) = self.subject.as_ref().filter(|_| refusals.is_empty()) else {
             return self.fact(Fact::PeerRefused(refusals));
         };
-        let message =
-            match prepare_message(self.job.id(), &record, subject, &self.wanted, self.key, &self.agent)
-            {
-                Ok(message) => message,
-                Err(refusal) => return self.fact(Fact::PeerRefused(vec![refusal])),
-            };
+        let message = match prepare_message(
+            self.job.id(),
+            &record,
+            subject,
+            &self.wanted,
+            self.key,
+            &self.agent,
+        ) {
+            Ok(message) => message,
+            Err(refusal) => return self.fact(Fact::PeerRefused(vec![refusal])),
+        };
         match self.connect().await {
             Ok(link) => self.link = Some(link),
             Err(error) if is_refusal(&error) => {
@@ -611,12 +614,8 @@ impl Drive {
         let stopped = qemu.stop().await;
         self.gauge.marks.stopped = Some(Instant::now());
         match stopped {
-            Ok(Stop::Ours) => {
-                // What QEMU writes after this has to fit into its socket if we die: memory must be through before.
-                if qemu.is_held() {
-                    self.counters.wait_for_idle(DRAIN_DEADLINE).await;
-                }
-                let finished = qemu.finish().await;
+            Ok(Stop::Ours { syncs }) => {
+                let finished = qemu.finish(syncs).await;
                 self.fact(Fact::GuestStopped);
                 if let Err(error) = finished {
                     self.fact(Fact::QemuFailed(error.to_string()));

@@ -8,10 +8,12 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sterna_host::qmp::{MigrationParameters, MigrationStatus, Qmp, QmpError, RunState, Schema};
+use sterna_host::qmp::{
+    MigrationInfo, MigrationParameters, MigrationStatus, Qmp, QmpError, RunState, Schema,
+};
 use tracing::{debug, warn};
 
 const HOLD_NODE: &str = "sterna-hold";
@@ -31,6 +33,8 @@ const HELD_DOWNTIME_MS: u64 = 1;
 /// The most that QEMU accepts.
 const RELEASED_DOWNTIME_MS: u64 = 2_000_000;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// With the guest stopped, QEMU looks for dirty pages some thousand times a second, or after a window of 100 ms.
+const SYNC_DEADLINE: Duration = Duration::from_millis(500);
 /// QEMU leaves its last pass within this.
 const CONT_DEADLINE: Duration = Duration::from_secs(5);
 /// A migration that was told to end does so within this.
@@ -58,7 +62,10 @@ struct Before {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     /// The guest stands by our stop; QEMU has not completed before.
-    Ours,
+    Ours {
+        /// Dirty syncs that QEMU had counted when the guest stood.
+        syncs: u64,
+    },
     /// QEMU completed by itself before our stop took hold.
     TooLate,
 }
@@ -89,12 +96,6 @@ impl SourceQemu {
             }
         }
         Ok(qemu)
-    }
-
-    /// Whether it is held: it then completes only when it is told to.
-    #[must_use]
-    pub(super) const fn is_held(&self) -> bool {
-        self.held
     }
 
     /// Whether the guest ran when the job began.
@@ -169,20 +170,23 @@ impl SourceQemu {
     pub(super) async fn stop(&self) -> Result<Stop, QmpError> {
         self.qmp.stop().await?;
         // Still active after the stop was acknowledged: it cannot have completed before.
-        let active = matches!(self.qmp.query_migrate().await?.status, MigrationStatus::Active);
-        Ok(if active { Stop::Ours } else { Stop::TooLate })
+        let migration = self.qmp.query_migrate().await?;
+        let active = matches!(migration.status, MigrationStatus::Active);
+        Ok(if active { Stop::Ours { syncs: syncs(&migration) } } else { Stop::TooLate })
     }
 
     /// Lets QEMU end its stream, after [`SourceQemu::stop`].
     ///
     /// A held QEMU is told to start post-copy. With no capability for post-copy of memory, that means: send the rest of
     /// memory and the device state now, whatever is pending. It takes effect at once, where a raised downtime limit would
-    /// wait for the end of QEMU's 100 ms window with the guest stopped.
+    /// wait for the end of QEMU's 100 ms window with the guest stopped. But QEMU, believing that memory follows by
+    /// post-copy, does not look for dirty pages once more. So it must have looked after the stop: `syncs` is what it
+    /// had counted by then, and the next but one has begun since. One more shows that the pages found are through.
     ///
     /// # Errors
     /// When QEMU does not answer.
-    pub(super) async fn finish(&self) -> Result<(), QmpError> {
-        if self.held {
+    pub(super) async fn finish(&self, syncs: u64) -> Result<(), QmpError> {
+        if self.held && self.has_synced(syncs + 3).await? {
             return self.run("migrate-start-postcopy", Value::Null).await.map(drop);
         }
         let parameters = MigrationParameters {
@@ -191,6 +195,24 @@ impl SourceQemu {
             ..Default::default()
         };
         self.qmp.set_migration_parameters(&parameters).await
+    }
+
+    /// Waits until QEMU has counted so many dirty syncs; gives up where it does not sync.
+    async fn has_synced(&self, syncs_wanted: u64) -> Result<bool, QmpError> {
+        let begun = Instant::now();
+        while begun.elapsed() < SYNC_DEADLINE {
+            let migration = self.qmp.query_migrate().await?;
+            if syncs(&migration) >= syncs_wanted {
+                return Ok(true);
+            }
+            if !matches!(migration.status, MigrationStatus::Active) {
+                break;
+            }
+        }
+        warn!(
+            "QEMU does not look for dirty pages with the guest stopped; it is let go by its downtime limit"
+        );
+        Ok(false)
     }
 
     /// After a completion of QEMU's own: the guest goes on as before, and a new stream can begin.
@@ -241,6 +263,10 @@ impl SourceQemu {
     async fn run(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.qmp.execute(command, arguments, COMMAND_TIMEOUT).await
     }
+}
+
+fn syncs(migration: &MigrationInfo) -> u64 {
+    migration.ram.as_ref().map_or(0, |ram| ram.dirty_sync_count)
 }
 
 /// Ends any migration and restores the run state. Also what a restarted agent does.
