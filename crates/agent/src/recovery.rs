@@ -147,7 +147,7 @@ async fn unfinished_source(job: &Job, journal: &mut Journal, story: &Story, vm: 
     let Some(live) = vm.live() else {
         let why =
             "the guest's QEMU ended while the agent was away; it was not handed over".to_owned();
-        close(journal, Entry::Source(SourceRecord::Returned), &why);
+        close(journal, &Entry::Source(SourceRecord::Returned), &why);
         return job.end("lost", Some(why), None);
     };
     match outgoing::give_back(&live.qmp, story.guest_ran).await {
@@ -155,7 +155,7 @@ async fn unfinished_source(job: &Job, journal: &mut Journal, story: &Story, vm: 
             let why =
                 "the source's agent was restarted; the guest runs on at the source".to_owned();
             tracing::info!(job = %job.id(), vm = %job.vm(), "{why}");
-            close(journal, Entry::Source(SourceRecord::Returned), &why);
+            close(journal, &Entry::Source(SourceRecord::Returned), &why);
             job.end("failed", Some(why), None);
         }
         Err(error) => {
@@ -203,7 +203,7 @@ async fn unfinished_destination(
         agent.put_back(&vm, None);
     }
     let why = "the destination's agent was restarted before the commit".to_owned();
-    close(journal, Entry::Destination(DestinationRecord::Discarded), &why);
+    close(journal, &Entry::Destination(DestinationRecord::Discarded), &why);
     job.end("discarded", Some(why), None);
 }
 
@@ -222,7 +222,7 @@ async fn entitled(
     match resumed {
         Ok(()) => {
             agent.change(vm, |record| record.owner = Owner::Here);
-            close(journal, Entry::Destination(DestinationRecord::Running), "");
+            close(journal, &Entry::Destination(DestinationRecord::Running), "");
             job.end("running", None, None);
         }
         Err(why) => {
@@ -249,9 +249,9 @@ async fn resume(live: &Live, guest_ran: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn close(journal: &mut Journal, state: Entry, why: &str) {
+fn close(journal: &mut Journal, state: &Entry, why: &str) {
     let written =
-        journal.append(&state).and_then(|()| journal.append(&Entry::Ended(why.to_owned())));
+        journal.append(state).and_then(|()| journal.append(&Entry::Ended(why.to_owned())));
     if let Err(error) = written {
         tracing::error!(%error, "a journal could not be closed; the next start does it again");
     }

@@ -17,7 +17,7 @@ const LOCKS: usize = 64;
 /// Pages of a stripe, as at the source.
 const STRIPE_PAGES: usize = 512;
 /// Pages that are read at a time when all memory is read again.
-const SWEEP_PAGES: usize = 256;
+const SWEEP_PAGES: u32 = 256;
 
 /// All memory of a guest that is being moved here.
 #[derive(Debug)]
@@ -146,11 +146,11 @@ impl DestinationMemory {
     /// # Errors
     /// The first page that differs, or what kept a block from being read.
     pub(super) fn sweep(&self, key: &PageKey) -> Result<(), String> {
-        let mut contents = vec![0; SWEEP_PAGES * PAGE_BYTES];
+        let mut contents = vec![0; SWEEP_PAGES as usize * PAGE_BYTES];
         for (block, stored) in self.layout.blocks().iter().zip(&self.blocks) {
             let numbers = block.page_numbers();
-            for first in numbers.clone().step_by(SWEEP_PAGES) {
-                let count = (numbers.end - first).min(SWEEP_PAGES as u32) as usize;
+            for first in numbers.clone().step_by(SWEEP_PAGES as usize) {
+                let count = (numbers.end - first).min(SWEEP_PAGES) as usize;
                 let contents = &mut contents[..count * PAGE_BYTES];
                 let offset = block.offset_bytes(PageId(first));
                 stored.memory.read_at(offset, contents).map_err(|error| error.to_string())?;

@@ -1,0 +1,219 @@
+//! While the guest runs: the stream, the rounds, QEMU's pace.
+
+use super::super::bulk::Bulk;
+use super::super::bulk::Reports;
+use super::super::bulk::RoundSum;
+use super::super::bulk::Settings;
+use super::super::memory::SourceMemory;
+use super::super::preflight;
+use super::super::reader::Head;
+use super::super::reader::Prepare;
+use super::super::reader::Reader;
+use super::Drive;
+use super::Event;
+use super::MIN_PACE_BYTES_PER_SECOND;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use sterna_migration::policy::Decision;
+use sterna_migration::policy::Policy;
+use sterna_migration::policy::Precopy;
+use sterna_migration::policy::RoundFacts;
+use sterna_migration::source::Fact;
+use sterna_model::PAGE_BYTES;
+use sterna_model::Rate;
+use sterna_page_codec::Effort;
+use sterna_page_codec::Level;
+use sterna_wire::Blob;
+use sterna_wire::Message;
+use sterna_wire::message as wire;
+
+impl Drive {
+    /// The stream has begun: the destination is told, the workers start. A stream that was begun anew changes nothing.
+    pub(super) async fn head(&mut self, head: Head) -> Result<(), String> {
+        if self.bulk.is_some() {
+            return Ok(());
+        }
+        let layout = head.memory.layout().clone();
+        self.gauge.memory = sterna_model::ByteCount(u64::from(layout.pages()) * PAGE_BYTES as u64);
+        let configuration = Blob::new(head.configuration.bytes().to_vec());
+        let message = Message::StreamHead(wire::StreamHead {
+            configuration: configuration.ok_or("QEMU's configuration section is too long")?,
+            layout,
+            ram_section: wire::RamSection {
+                section: head.ram.section_id,
+                instance: head.ram.instance_id,
+            },
+        });
+        self.send(&message).await;
+        let to = self.events.clone();
+        let reports: Reports =
+            Arc::new(move |number, report| drop(to.send(Event::Worker(number, report))));
+        let settings = Settings { key: self.key, effort: self.effort(), rate: self.rate() };
+        let (memory, tracker) = (Arc::clone(&head.memory), Arc::clone(&head.tracker));
+        let mut bulk =
+            Bulk::start(std::mem::take(&mut self.data), memory, tracker, &settings, &reports)?;
+        bulk.begin_round();
+        self.bulk = Some(bulk);
+        self.head = Some(head);
+        Ok(())
+    }
+
+    pub(super) fn effort(&self) -> Option<Effort> {
+        match self.wanted.options.compress {
+            sterna_api::Compress::Auto => None,
+            sterna_api::Compress::None => Some(Effort::Raw),
+            sterna_api::Compress::Level(level) => {
+                let level = i8::try_from(level).ok().and_then(Level::new);
+                Some(Effort::Zstd(level.unwrap_or(Level::NORMAL)))
+            }
+        }
+    }
+
+    pub(super) fn rate(&self) -> Option<Rate> {
+        let limits = [self.wanted.options.bandwidth, self.agent.config.limits.bandwidth];
+        limits.into_iter().flatten().min()
+    }
+
+    pub(super) async fn round_done(&mut self, round: RoundSum) {
+        let Some(bulk) = &self.bulk else { return };
+        if matches!(self.phase(), "flushing") {
+            self.gauge.flushed(&round, self.tail.bytes.len() as u64);
+            return self.send_final(&round).await;
+        }
+        let facts = self.gauge.round_ended(&round, bulk);
+        self.fact(Fact::RoundEnded(facts));
+    }
+
+    /// The policy's last decision goes into the report.
+    pub(super) fn note_decision(&mut self) {
+        let decided = self.decided.lock().ok().and_then(|mut decided| decided.take());
+        let Some((facts, decision)) = decided else { return };
+        if decision == Decision::Stop {
+            self.gauge.marks.decided = Some(Instant::now());
+        }
+        tracing::debug!(job = %self.job.id(), ?facts, ?decision, "a round has ended");
+        self.gauge.decided(&facts, &decision);
+    }
+
+    pub(super) async fn begin_stream(&mut self) {
+        let (Some(qemu), Some(subject)) = (&mut self.qemu, &self.subject) else {
+            return self.fact(Fact::QemuFailed("QEMU was not prepared".into()));
+        };
+        let budget_bytes = self.agent.config.limits.memory_budget.0;
+        let mut readable = Some(preflight::open_memory(&self.wanted.live, subject).await);
+        let (workers, before) = (usize::from(self.wanted.options.connections), self.head.clone());
+        let prepare: Prepare = Box::new(move |layout| {
+            if let Some(head) = before.as_ref().filter(|head| head.memory.layout() == layout) {
+                return Ok((Arc::clone(&head.memory), Arc::clone(&head.tracker)));
+            }
+            let readable = readable.take().unwrap_or_default();
+            let memory = SourceMemory::open(layout, readable, budget_bytes)?;
+            let tracker = sterna_migration::tracker::Tracker::new(layout.pages(), workers);
+            Ok((Arc::new(memory), Arc::new(tracker)))
+        });
+        match qemu.begin().await {
+            Ok(stream) => {
+                let (counters, to) = (Arc::clone(&self.counters), self.events.clone());
+                let events = Box::new(move |event| drop(to.send(Event::Stream(event))));
+                let reader = Reader { stream, prepare, counters, events };
+                let spawned = std::thread::Builder::new()
+                    .name("sterna-reader".into())
+                    .spawn(move || reader.run());
+                if let Err(error) = spawned {
+                    self.fact(Fact::QemuFailed(format!("cannot start a thread: {error}")));
+                }
+            }
+            Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
+        }
+    }
+
+    pub(super) async fn restart_stream(&mut self) {
+        tracing::warn!(job = %self.job.id(), "QEMU completed by itself; the guest goes on, and so does the move");
+        self.pace = Pace::default();
+        let resumed = match &self.qemu {
+            Some(qemu) => qemu.resume_after_completion().await.map_err(|error| error.to_string()),
+            None => Err("QEMU was not prepared".into()),
+        };
+        match resumed {
+            Ok(()) => {
+                self.begin_stream().await;
+                if let Some(bulk) = &mut self.bulk {
+                    bulk.begin_round();
+                }
+            }
+            Err(why) => self.fact(Fact::QemuFailed(why)),
+        }
+    }
+
+    /// Lets QEMU write a little more than the guest dirties, so that it looks a few times a second and no more.
+    pub(super) async fn pace(&mut self) {
+        let over = self.bulk.as_ref().is_some_and(|bulk| bulk.tracker().first_pass_over());
+        let Some(qemu) = self.qemu.as_ref().filter(|_| over && self.phase() == "copying") else {
+            return;
+        };
+        let pages = self.counters.pages.load(Ordering::Relaxed);
+        let elapsed = self.pace.seen_at.elapsed();
+        let dirty = (pages - self.pace.seen_pages) * PAGE_BYTES as u64;
+        let first = self.pace.seen_pages == 0;
+        (self.pace.seen_pages, self.pace.seen_at) = (pages, Instant::now());
+        if first {
+            return;
+        }
+        let rate = Rate::of(sterna_model::ByteCount(dirty), elapsed);
+        self.gauge.dirty_rate = rate;
+        let wanted = (rate.bytes_per_second * 3 / 2).max(MIN_PACE_BYTES_PER_SECOND);
+        let close = self.pace.bytes_per_second.is_some_and(|now| wanted.abs_diff(now) <= now / 4);
+        if close {
+            return;
+        }
+        match qemu.pace(Some(wanted)).await {
+            Ok(()) => self.pace.bytes_per_second = Some(wanted),
+            Err(error) => tracing::debug!(%error, "QEMU could not be paced"),
+        }
+    }
+
+    pub(super) fn missing(&mut self, missing: &wire::Missing) {
+        self.gauge.requested += missing.pages.len() as u64;
+        let Some(bulk) = &mut self.bulk else { return };
+        bulk.request(&missing.pages);
+        if self.flushed {
+            bulk.begin_last();
+        }
+    }
+}
+
+/// A policy whose decisions are kept for the report.
+pub(super) struct Watched {
+    pub(super) policy: Precopy,
+    pub(super) decided: Decided,
+}
+
+pub(super) type Decided = Arc<std::sync::Mutex<Option<(RoundFacts, Decision)>>>;
+
+impl Policy for Watched {
+    fn name(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    fn round_ended(&mut self, facts: &RoundFacts) -> Decision {
+        let decision = self.policy.round_ended(facts);
+        if let Ok(mut decided) = self.decided.lock() {
+            *decided = Some((facts.clone(), decision.clone()));
+        }
+        decision
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Pace {
+    pub(super) bytes_per_second: Option<u64>,
+    seen_pages: u64,
+    seen_at: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { bytes_per_second: None, seen_pages: 0, seen_at: Instant::now() }
+    }
+}

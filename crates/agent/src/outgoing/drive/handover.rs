@@ -1,0 +1,136 @@
+//! With the guest stopped: QEMU's last pass, the last pages, the commit, and asking what became of it.
+
+use super::super::bulk::RoundSum;
+use super::super::qemu::Stop;
+use super::Drive;
+use super::Event;
+use super::PACE_DEADLINE;
+use crate::link::Link;
+use crate::peer;
+use std::sync::Arc;
+use std::time::Instant;
+use sterna_migration::source::DurableOffer;
+use sterna_migration::source::Fact;
+use sterna_wire::AnswerState;
+use sterna_wire::Blob;
+use sterna_wire::GuestState;
+use sterna_wire::Message;
+use sterna_wire::Role;
+use sterna_wire::Sender as Side;
+use sterna_wire::Text;
+use sterna_wire::message as wire;
+
+impl Drive {
+    /// Stops the guest, and lets QEMU make its last pass.
+    pub(super) async fn stop_guest(&mut self) {
+        if let Err(error) = self.before_stop().await {
+            return self.fact(Fact::QemuFailed(error.to_string()));
+        }
+        let Some(qemu) = &self.qemu else { return };
+        self.gauge.marks.stop_sent = Some(Instant::now());
+        let stopped = qemu.stop().await;
+        self.gauge.marks.stopped = Some(Instant::now());
+        match stopped {
+            Ok(Stop::Ours { syncs }) => {
+                let finished = qemu.finish(syncs).await;
+                self.fact(Fact::GuestStopped);
+                if let Err(error) = finished {
+                    self.fact(Fact::QemuFailed(error.to_string()));
+                }
+            }
+            // The end of that stream is, or will be, reported by its reader.
+            Ok(Stop::TooLate) => {}
+            Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
+        }
+    }
+
+    /// What can be done while the guest still runs. QEMU's pace is raised: it notices that only at the end of a window.
+    pub(super) async fn before_stop(&mut self) -> Result<(), sterna_host::qmp::QmpError> {
+        let Some(qemu) = &mut self.qemu else { return Ok(()) };
+        qemu.keep_reading_end().await?;
+        if self.pace.bytes_per_second.take().is_some() {
+            qemu.pace(None).await?;
+            self.counters.wait_for_idle(PACE_DEADLINE).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn flush(&mut self) {
+        if let Some(bulk) = &mut self.bulk {
+            bulk.begin_last();
+        }
+        if let Some(link) = &self.link
+            && let Err(error) = link.send_tail(&self.tail.bytes).await
+        {
+            self.fact(Fact::PeerLost(error.to_string()));
+        }
+    }
+
+    pub(super) async fn send_final(&mut self, round: &RoundSum) {
+        let commands = self.tail.commands.iter().filter_map(|command| {
+            let (command, data) = command.parts();
+            Some(wire::StreamCommand { command, data: Blob::new(data)? })
+        });
+        let message = Message::Final(wire::Final {
+            root: round.sum.root,
+            frames_per_connection: round.frames.clone(),
+            tail_bytes: self.tail.bytes.len() as u64,
+            guest: if self.guest_ran { GuestState::Running } else { GuestState::Paused },
+            commands: commands.collect(),
+        });
+        self.send(&message).await;
+        self.gauge.marks.flushed = Some(Instant::now());
+        self.flushed = true;
+        self.fact(Fact::Flushed(round.sum.root));
+    }
+
+    pub(super) async fn commit(&mut self, _offer: DurableOffer) {
+        self.gauge.roots_match = true;
+        self.gauge.marks.committed = Some(Instant::now());
+        let epoch = self.wanted.vm.record().epoch.next();
+        self.send(&Message::Commit(wire::Commit { epoch })).await;
+    }
+
+    pub(super) async fn abort(&mut self, why: &str) {
+        self.send(&Message::Abort(wire::Abort { reason: Text::new(why) })).await;
+    }
+
+    /// Asks who owns the guest: on the connection that there is, or on a new one.
+    pub(super) async fn inquire(&mut self) {
+        if self.link.is_some() {
+            let record = self.wanted.vm.record();
+            let inquire = wire::Inquire {
+                job: self.job.id().clone(),
+                uuid: record.uuid,
+                epoch: record.epoch.next(),
+            };
+            return self.send(&Message::Inquire(inquire)).await;
+        }
+        let (agent, to, events) =
+            (Arc::clone(&self.agent), self.wanted.to.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let options = agent.link_options();
+            let connected = peer::connect(&agent.identity, &to, Role::Control, options).await;
+            let link = connected.map(|(greeted, _)| {
+                let inbound = events.clone();
+                Link::start(greeted, Side::Destination, move |event| {
+                    drop(inbound.send(Event::Inbound(event)))
+                })
+            });
+            let _ = events.send(Event::Inquired(link));
+        });
+    }
+
+    pub(super) fn answered(&mut self, state: AnswerState) {
+        match state {
+            AnswerState::Running => self.fact(Fact::PeerRunning),
+            AnswerState::Discarded => self.fact(Fact::PeerDiscarded),
+            AnswerState::Unknown => {
+                let why = "the destination does not know what became of the guest; look there before resuming it here";
+                self.fact(Fact::PeerUnknown(why.into()));
+            }
+            // It is at it; it will be asked again.
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! The drive loop of a move that leaves: performs the source machine's effects, turns what happens into facts.
+
+mod copying;
+mod ending;
+mod handover;
+mod prepare;
+
+use super::Move;
+use super::bulk::Bulk;
+use super::gauge::Gauge;
+use super::preflight::Subject;
+use super::qemu::SourceQemu;
+use super::reader::Counters;
+use super::reader::Head;
+use super::reader::StreamEvent;
+use super::reader::Tail;
+use super::worker::Report as WorkerReport;
+use crate::agent::Agent;
+use crate::jobs::Job;
+use crate::journal::Entry;
+use crate::journal::Journal;
+use crate::journal::JournalError;
+use crate::link::Inbound;
+use crate::link::Link;
+use crate::peer::PeerError;
+use crate::vm::describe_exit;
+use crate::vm::quote_log;
+use copying::Decided;
+use copying::Pace;
+use copying::Watched;
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+use sterna_migration::journal::SourceRecord;
+use sterna_migration::journal::Subject as JournalSubject;
+use sterna_migration::policy::Precopy;
+use sterna_migration::source::Effect;
+use sterna_migration::source::Fact;
+use sterna_migration::source::Limits;
+use sterna_migration::source::Source;
+use sterna_migration::source::Timer;
+use sterna_wire::FrameWriter;
+use sterna_wire::Message;
+use sterna_wire::message as wire;
+use tokio::sync::mpsc;
+
+pub(super) use prepare::prepare_message;
+
+/// Pacing, progress and memory are looked at this often.
+const TICK: Duration = Duration::from_millis(100);
+/// The least that QEMU may write per second: it then syncs a few times a second even if nothing is dirty.
+const MIN_PACE_BYTES_PER_SECOND: u64 = 256 << 10;
+/// QEMU notices a new pace at the end of its 100 ms window; after this it has.
+const PACE_DEADLINE: Duration = Duration::from_millis(150);
+/// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
+const PING_EVERY: Duration = Duration::from_millis(200);
+
+/// What happens beside the machine's own steps.
+enum Event {
+    Inbound(Inbound),
+    Stream(StreamEvent),
+    Worker(usize, WorkerReport),
+    QemuDied(String),
+    Inquired(Result<Link, PeerError>),
+}
+
+/// Runs a job to its end.
+pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8; 32]) {
+    let (events, inbox) = mpsc::unbounded_channel();
+    let max_downtime = Duration::from_millis(wanted.options.max_downtime_ms);
+    let policy = Box::new(Watched { policy: Precopy::new(max_downtime), decided: Arc::default() });
+    let timeout = Duration::from_secs(wanted.options.timeout_seconds);
+    let mut drive = Drive::new(agent, job, wanted, key, events);
+    drive.decided = Arc::clone(&policy.decided);
+    let limits = Limits { timeout, ..Limits::default() };
+    let mut effects = Vec::new();
+    drive.machine = Some(Source::begin(policy, limits, &mut effects));
+    drive.effects.extend(effects);
+    drive.run(inbox).await;
+}
+
+/// Takes a job up again that ended in *offered*.
+pub(super) async fn resume(
+    agent: Arc<Agent>,
+    job: Arc<Job>,
+    wanted: Move,
+    journal: Journal,
+    guest_ran: bool,
+) {
+    let (events, inbox) = mpsc::unbounded_channel();
+    let mut drive = Drive::new(agent, job, wanted, [0; 32], events);
+    drive.journal = Some(journal);
+    drive.guest_ran = guest_ran;
+    drive.resumed = true;
+    let mut effects = Vec::new();
+    drive.machine = Some(Source::resume_offered(Limits::default(), &mut effects));
+    drive.effects.extend(effects);
+    drive.run(inbox).await;
+}
+
+struct Drive {
+    agent: Arc<Agent>,
+    job: Arc<Job>,
+    wanted: Move,
+    strategy: &'static str,
+    key: [u8; 32],
+    machine: Option<Source>,
+    effects: VecDeque<Effect>,
+    events: mpsc::UnboundedSender<Event>,
+    journal: Option<Journal>,
+    timers: BTreeMap<Timer, tokio::time::Instant>,
+    gauge: Gauge,
+    decided: Decided,
+    qemu: Option<SourceQemu>,
+    subject: Option<Subject>,
+    link: Option<Link>,
+    data: Vec<(sterna_host::tls::DataStream, FrameWriter)>,
+    bulk: Option<Bulk>,
+    head: Option<Head>,
+    tail: Tail,
+    counters: Arc<Counters>,
+    pace: Pace,
+    /// Everything was handed to the connections at least once.
+    flushed: bool,
+    pinged_at: Instant,
+    /// The guest ran when the job began.
+    guest_ran: bool,
+    /// The job was taken up again after a restart.
+    resumed: bool,
+}
+
+impl Drive {
+    fn new(
+        agent: Arc<Agent>,
+        job: Arc<Job>,
+        wanted: Move,
+        key: [u8; 32],
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        Self {
+            agent,
+            job,
+            wanted,
+            strategy: "precopy",
+            key,
+            machine: None,
+            effects: VecDeque::new(),
+            events,
+            journal: None,
+            timers: BTreeMap::new(),
+            gauge: Gauge::begin(),
+            decided: Arc::default(),
+            qemu: None,
+            subject: None,
+            link: None,
+            data: Vec::new(),
+            bulk: None,
+            head: None,
+            tail: Tail::default(),
+            counters: Arc::default(),
+            pace: Pace::default(),
+            flushed: false,
+            pinged_at: Instant::now(),
+            guest_ran: true,
+            resumed: false,
+        }
+    }
+
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Event>) {
+        self.watch_qemu();
+        let job = Arc::clone(&self.job);
+        let mut cancelled = false;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.perform().await;
+            if self.machine.as_ref().is_none_or(|machine| machine.outcome().is_some()) {
+                return;
+            }
+            let next =
+                self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
+            tokio::select! {
+                biased;
+                Some(event) = inbox.recv() => self.event(event).await,
+                timer = fire(next) => {
+                    self.timers.remove(&timer);
+                    self.fact(Fact::TimerFired(timer));
+                }
+                () = job.cancel_requested(), if !cancelled => {
+                    cancelled = true;
+                    self.fact(Fact::CancelRequested);
+                }
+                _ = tick.tick() => self.tick().await,
+            }
+        }
+    }
+
+    fn fact(&mut self, fact: Fact) {
+        let Some(machine) = self.machine.take() else { return };
+        let mut effects = Vec::new();
+        let machine = machine.handle(fact, &mut effects);
+        self.job.set_phase(machine.phase());
+        self.machine = Some(machine);
+        self.effects.extend(effects);
+        self.note_decision();
+    }
+
+    fn phase(&self) -> &'static str {
+        self.machine.as_ref().map_or("ended", Source::phase)
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Inbound(Inbound::Message(message)) => self.message(*message).await,
+            Event::Inbound(Inbound::Tail(_)) => {
+                self.fact(Fact::PeerFailed("the destination sent device state".into()))
+            }
+            Event::Inbound(Inbound::Closed(why)) => {
+                self.link = None;
+                self.fact(Fact::PeerLost(why));
+            }
+            Event::Stream(event) => self.stream(event).await,
+            Event::Worker(number, WorkerReport::RoundDone(done)) => {
+                if let Some(round) =
+                    self.bulk.as_mut().and_then(|bulk| bulk.worker_done(number, done))
+                {
+                    self.round_done(round).await;
+                }
+            }
+            Event::Worker(_, WorkerReport::Failed(why)) => self.fact(Fact::PeerLost(why)),
+            Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+            Event::Inquired(Ok(link)) => {
+                self.link = Some(link);
+                self.inquire().await;
+            }
+            Event::Inquired(Err(error)) => {
+                tracing::warn!(job = %self.job.id(), %error, "the destination cannot be asked")
+            }
+        }
+    }
+
+    async fn message(&mut self, message: Message) {
+        if self.timers.contains_key(&Timer::Silence) {
+            let limit = Limits::default().stopped_silence;
+            self.timers.insert(Timer::Silence, tokio::time::Instant::now() + limit);
+        }
+        match message {
+            Message::Prepared(prepared) => self.prepared(prepared).await,
+            Message::Refused(refused) => self.fact(Fact::PeerRefused(refused.refusals)),
+            Message::Applied(applied) => {
+                if let Some(bulk) = &self.bulk {
+                    bulk.confirm(&applied.frames_per_connection);
+                }
+            }
+            Message::Missing(missing) => self.missing(&missing),
+            Message::Loaded(loaded) => {
+                self.gauge.marks.loaded = Some(Instant::now());
+                self.gauge.pages_hashed = loaded.pages_hashed;
+                self.fact(Fact::PeerLoaded(loaded.root));
+            }
+            Message::Failed(failed) => {
+                self.fact(Fact::PeerFailed(format!("at the destination: {}", failed.error)))
+            }
+            Message::Running(running) => {
+                self.gauge.marks.running = Some(Instant::now());
+                self.gauge.destination_memory =
+                    sterna_model::ByteCount(running.peak_anonymous_bytes);
+                self.fact(Fact::PeerRunning);
+            }
+            Message::Discarded(_) => self.fact(Fact::PeerDiscarded),
+            Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),
+            Message::Pong(echo) => self.pong(echo),
+            Message::Ping(echo) => self.send(&Message::Pong(echo)).await,
+            other => self.fact(Fact::PeerFailed(format!(
+                "the destination sent {} out of turn",
+                other.name()
+            ))),
+        }
+    }
+
+    fn pong(&mut self, echo: wire::Echo) {
+        let now = sterna_host::clock::now();
+        let took = now.since(sterna_model::Instant { nanos: echo.sent_ns });
+        // The fastest counts: others waited for something else, such as the start of the destination's QEMU.
+        self.gauge.round_trip = Some(self.gauge.round_trip.map_or(took, |best| best.min(took)));
+    }
+
+    async fn stream(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::Head(head) => {
+                if let Err(why) = self.head(*head).await {
+                    self.fact(Fact::QemuFailed(why));
+                }
+            }
+            StreamEvent::Completed(tail) => {
+                self.gauge.marks.drained = Some(Instant::now());
+                self.tail = *tail;
+                self.fact(Fact::StreamCompleted);
+            }
+            StreamEvent::Broken(why) => self.fact(Fact::QemuFailed(why)),
+        }
+    }
+
+    async fn perform(&mut self) {
+        while let Some(effect) = self.effects.pop_front() {
+            match effect {
+                Effect::Prepare => self.prepare().await,
+                Effect::Journal(record) => self.journal(record),
+                Effect::BeginCopy => self.begin_stream().await,
+                Effect::BeginRound => {
+                    if let Some(bulk) = &mut self.bulk {
+                        bulk.begin_round();
+                    }
+                }
+                Effect::RestartStream => self.restart_stream().await,
+                Effect::StopGuest => self.stop_guest().await,
+                Effect::Flush => self.flush().await,
+                Effect::Commit(offer) => self.commit(offer).await,
+                Effect::Abort(why) => self.abort(&why).await,
+                Effect::Inquire => self.inquire().await,
+                Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
+                Effect::DestroyGuest => self.destroy_guest().await,
+                Effect::SetTimer(timer, after) => {
+                    self.timers.insert(timer, tokio::time::Instant::now() + after);
+                }
+                Effect::ClearTimer(timer) => drop(self.timers.remove(&timer)),
+                Effect::End(outcome) => self.end(&outcome),
+            }
+        }
+    }
+
+    fn journal(&mut self, record: SourceRecord) {
+        let written = tokio::task::block_in_place(|| match &mut self.journal {
+            Some(journal) => journal.append(&Entry::Source(record)),
+            None => self.open_journal(),
+        });
+        self.fact(match written {
+            Ok(()) => Fact::Journaled(record),
+            Err(error) => Fact::JournalFailed(error.to_string()),
+        });
+    }
+
+    /// The journal's first entry is its subject, which stands for *copying*.
+    fn open_journal(&mut self) -> Result<(), JournalError> {
+        let record = self.wanted.vm.record();
+        let subject = JournalSubject {
+            job: self.job.id().clone(),
+            vm: record.name,
+            uuid: record.uuid,
+            epoch: record.epoch.next(),
+            peer: self.wanted.to.name.clone(),
+        };
+        let first = Entry::SourceOf(subject, self.job.started_at().to_owned());
+        self.journal = Some(Journal::begin(&self.agent.config.state_dir, self.job.id(), &first)?);
+        Ok(())
+    }
+
+    async fn send(&mut self, message: &Message) {
+        // A connection that is gone reports so itself.
+        if let Some(link) = &self.link
+            && let Err(error) = link.send(message).await
+        {
+            tracing::debug!(job = %self.job.id(), %error, message = message.name(), "a message could not be sent");
+        }
+    }
+
+    async fn ping(&mut self) {
+        self.pinged_at = Instant::now();
+        let echo = wire::Echo { nonce: 0, sent_ns: sterna_host::clock::now().nanos };
+        self.send(&Message::Ping(echo)).await;
+    }
+
+    async fn tick(&mut self) {
+        self.agent.anonymous.sample();
+        let stopped = self.timers.contains_key(&Timer::Silence);
+        let every = if stopped { PING_EVERY } else { Duration::from_secs(1) };
+        if self.pinged_at.elapsed() >= every {
+            self.ping().await;
+        }
+        self.pace().await;
+        let progress = self.gauge.progress(&self.job, self.phase(), self.bulk.as_ref());
+        self.job.set_progress(progress);
+    }
+
+    fn watch_qemu(&self) {
+        let (process, events) = (Arc::clone(&self.wanted.live.process), self.events.clone());
+        let log = self.wanted.vm.record().log;
+        tokio::spawn(async move {
+            let exit = process.exited().await.ok();
+            let _ = events.send(Event::QemuDied(describe_exit(exit) + &quote_log(&log)));
+        });
+    }
+}
+
+async fn fire(next: Option<(Timer, tokio::time::Instant)>) -> Timer {
+    match next {
+        Some((timer, at)) => {
+            tokio::time::sleep_until(at).await;
+            timer
+        }
+        None => std::future::pending().await,
+    }
+}

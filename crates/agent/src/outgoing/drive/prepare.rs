@@ -1,0 +1,149 @@
+//! Before anything is copied: looking at the VM, reaching the destination, getting both ready.
+
+use super::super::Move;
+use super::super::preflight;
+use super::super::preflight::Subject;
+use super::super::qemu::SourceQemu;
+use super::Drive;
+use super::Event;
+use crate::agent::Agent;
+use crate::journal::Entry;
+use crate::link::Link;
+use crate::peer;
+use crate::peer::PeerError;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+use sterna_migration::source::Fact;
+use sterna_model::JobId;
+use sterna_wire::Message;
+use sterna_wire::PageKey;
+use sterna_wire::Role;
+use sterna_wire::Sender as Side;
+use sterna_wire::Verify;
+use sterna_wire::message as wire;
+
+impl Drive {
+    /// Looks at the VM, reaches the destination, and lets it get ready while we do too.
+    pub(super) async fn prepare(&mut self) {
+        let mut refusals = preflight::check_options(&self.wanted.options);
+        let record = self.wanted.vm.record();
+        match preflight::examine(&record, &self.wanted.live).await {
+            Ok(subject) if refusals.is_empty() => {
+                self.gauge.memory = subject.ram_bytes;
+                self.subject = Some(subject);
+            }
+            Ok(_) => {}
+            Err(more) => refusals.extend(more),
+        }
+        let Some(subject) = self.subject.as_ref().filter(|_| refusals.is_empty()) else {
+            return self.fact(Fact::PeerRefused(refusals));
+        };
+        let message = match prepare_message(
+            self.job.id(),
+            &record,
+            subject,
+            &self.wanted,
+            self.key,
+            &self.agent,
+        ) {
+            Ok(message) => message,
+            Err(refusal) => return self.fact(Fact::PeerRefused(vec![refusal])),
+        };
+        match self.connect().await {
+            Ok(link) => self.link = Some(link),
+            Err(error) if is_refusal(&error) => {
+                return self.fact(Fact::PeerRefused(vec![error.to_refusal()]));
+            }
+            Err(error) => return self.fact(Fact::PeerFailed(error.to_string())),
+        }
+        self.send(&message).await;
+        if let Err(why) = self.prepare_qemu().await {
+            self.fact(Fact::QemuFailed(why));
+        }
+    }
+
+    pub(super) async fn connect(&self) -> Result<Link, PeerError> {
+        let options = self.agent.link_options();
+        let (greeted, _) =
+            peer::connect(&self.agent.identity, &self.wanted.to, Role::Control, options).await?;
+        let to = self.events.clone();
+        Ok(Link::start(greeted, Side::Destination, move |inbound| {
+            drop(to.send(Event::Inbound(inbound)))
+        }))
+    }
+
+    pub(super) async fn prepare_qemu(&mut self) -> Result<(), String> {
+        let qmp = self.wanted.live.qmp.clone();
+        let schema = self.wanted.live.schema().await.map_err(|error| error.to_string())?;
+        let qemu = SourceQemu::prepare(qmp, &schema).await.map_err(|error| error.to_string())?;
+        self.guest_ran = qemu.guest_ran();
+        if let Some(journal) = &mut self.journal {
+            let ran = Entry::GuestRan(self.guest_ran);
+            journal.append(&ran).map_err(|error| error.to_string())?;
+        }
+        self.qemu = Some(qemu);
+        Ok(())
+    }
+
+    /// The destination is ready: its data connections are made.
+    pub(super) async fn prepared(&mut self, prepared: wire::Prepared) {
+        self.gauge.destination_start = Duration::from_millis(prepared.start_ms);
+        let options = self.agent.link_options();
+        let connects = (0..self.wanted.options.connections).map(|connection| {
+            let (job, token) = (self.job.id().clone(), prepared.token);
+            let role = Role::Data { job, token, connection };
+            let (agent, to) = (Arc::clone(&self.agent), self.wanted.to.clone());
+            tokio::spawn(async move { peer::connect(&agent.identity, &to, role, options).await })
+        });
+        let connects: Vec<_> = connects.collect();
+        for connect in connects {
+            let blocking = match connect.await {
+                Ok(Ok((greeted, _))) => {
+                    greeted.connection.into_blocking().map(|link| (link, greeted.writer))
+                }
+                Ok(Err(error)) => return self.fact(Fact::PeerFailed(error.to_string())),
+                Err(error) => return self.fact(Fact::PeerFailed(error.to_string())),
+            };
+            match blocking {
+                Ok(data) => self.data.push(data),
+                Err(error) => return self.fact(Fact::PeerFailed(error.to_string())),
+            }
+        }
+        self.gauge.marks.prepared = Some(Instant::now());
+        self.ping().await;
+        self.fact(Fact::PeerPrepared);
+    }
+}
+
+/// What a move begins with at the destination.
+pub(in crate::outgoing) fn prepare_message(
+    job: &JobId,
+    record: &crate::registry::Record,
+    subject: &Subject,
+    wanted: &Move,
+    key: [u8; 32],
+    agent: &Agent,
+) -> Result<Message, sterna_model::Refusal> {
+    let link_timeout = agent.config.limits.link_timeout.as_millis();
+    Ok(Message::Prepare(wire::Prepare {
+        job: job.clone(),
+        vm: record.name.clone(),
+        uuid: record.uuid,
+        epoch: record.epoch.next(),
+        description: preflight::describe(&subject.description)?,
+        page_key: PageKey(key),
+        connections: wanted.options.connections,
+        verify: if wanted.options.verify_full { Verify::Full } else { Verify::Roots },
+        link_timeout_ms: u64::try_from(link_timeout).unwrap_or(u64::MAX),
+    }))
+}
+
+/// Whether a peer's no is a decision (exit code 3), or something that may pass.
+pub(super) fn is_refusal(error: &PeerError) -> bool {
+    match error {
+        PeerError::Tls(error) => !error.is_transient(),
+        PeerError::Refused { .. } => true,
+        _ => false,
+    }
+}
