@@ -219,6 +219,8 @@ impl Agent {
         let Some(live) = vm.live() else { return };
         let (agent, vm) = (Arc::clone(self), Arc::clone(vm));
         tokio::spawn(async move {
+            // Asked now, it does not have to be asked when the VM is to be moved.
+            let _ = live.schema().await;
             if live.process.exited().await.is_ok() {
                 vm.ended(|owner| if *owner == Owner::Here { Owner::Ended } else { owner.clone() });
                 agent.remember(&vm);

@@ -122,19 +122,29 @@ impl Gauge {
             self.page_cost = Some(ByteCount(round.sum.wire_bytes / pages));
         }
         let dirty_pages = bulk.waiting_pages();
-        let cost = self.page_cost.unwrap_or(ByteCount(PAGE_BYTES as u64));
         RoundFacts {
             number: round.number,
             pages: round.sum.pages,
             wire_bytes,
             duration: round.duration,
             dirty_pages,
-            rest_bytes: ByteCount(dirty_pages.saturating_mul(cost.0)),
+            rest_bytes: self.cost_of(dirty_pages),
             link_rate: self.link_rate.unwrap_or_default(),
             round_trip: self.round_trip.unwrap_or_default(),
             total_wire_bytes: ByteCount(bulk.wire_bytes()),
             memory: self.memory,
         }
+    }
+
+    /// More pages became known to be dirty since the facts were put together.
+    pub(super) fn recount(&self, facts: &mut RoundFacts, bulk: &Bulk) {
+        facts.dirty_pages = bulk.waiting_pages();
+        facts.rest_bytes = self.cost_of(facts.dirty_pages);
+    }
+
+    fn cost_of(&self, pages: u64) -> ByteCount {
+        let cost = self.page_cost.unwrap_or(ByteCount(PAGE_BYTES as u64));
+        ByteCount(pages.saturating_mul(cost.0))
     }
 
     /// What the policy made of a round.

@@ -29,6 +29,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub(super) enum StreamEvent {
     /// The stream's beginning: once.
     Head(Box<Head>),
+    /// QEMU has passed on all memory once: from now on it repeats itself as fast as it is let.
+    FirstPassOver,
     /// The stream is complete; this is what followed guest memory.
     Completed(Box<Tail>),
     /// The stream broke.
@@ -215,8 +217,17 @@ impl State {
         if opened.tracker.report(page, zero) {
             self.reported += 1;
             if self.reported == opened.pages {
-                opened.tracker.end_first_pass();
+                self.end_first_pass();
             }
+        }
+    }
+
+    fn end_first_pass(&self) {
+        if let Some(opened) =
+            self.opened.as_ref().filter(|opened| !opened.tracker.first_pass_over())
+        {
+            opened.tracker.end_first_pass();
+            (self.events)(StreamEvent::FirstPassOver);
         }
     }
 
@@ -228,9 +239,7 @@ impl State {
         }
         // QEMU had nothing left, even if it left out pages that it knows to be free.
         self.counters.idle_parts.fetch_add(1, Ordering::Release);
-        if let Some(opened) = &self.opened {
-            opened.tracker.end_first_pass();
-        }
+        self.end_first_pass();
     }
 
     fn open(&mut self, ram: RamSection, layout: &Layout) {

@@ -54,7 +54,7 @@ use message::Message;
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a socket is tried that does not accept yet.
-const CONNECT_EVERY: Duration = Duration::from_millis(20);
+const CONNECT_EVERY: Duration = Duration::from_millis(2);
 
 /// A connection to one QEMU. Clones share it; it closes when the last clone is dropped.
 #[derive(Clone, Debug)]

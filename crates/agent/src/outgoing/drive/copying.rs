@@ -11,7 +11,7 @@ use super::super::reader::Prepare;
 use super::super::reader::Reader;
 use super::Drive;
 use super::Event;
-use super::MIN_PACE_BYTES_PER_SECOND;
+use super::{MAX_PACE_BYTES_PER_SECOND, MIN_PACE_BYTES_PER_SECOND, NEAR_THE_END, PACE_DEADLINE};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -81,8 +81,41 @@ impl Drive {
             self.gauge.flushed(&round, self.tail.bytes.len() as u64);
             return self.send_final(&round).await;
         }
-        let facts = self.gauge.round_ended(&round, bulk);
+        let mut facts = self.gauge.round_ended(&round, bulk);
+        // A paced QEMU may know of more dirty pages than it has told. Before the policy could decide to stop, it tells.
+        if self.pace.bytes_per_second.is_some()
+            && facts.link_rate.time_for(facts.rest_bytes) <= NEAR_THE_END
+        {
+            self.unleash().await;
+            if let Some(bulk) = &self.bulk {
+                self.gauge.recount(&mut facts, bulk);
+            }
+        }
         self.fact(Fact::RoundEnded(facts));
+    }
+
+    /// Lets QEMU go as fast as it can from here on. It notices at the end of its window; until then the guest runs.
+    pub(super) async fn unleash(&mut self) {
+        let Some(qemu) = &self.qemu else { return };
+        match qemu.pace(None).await {
+            Ok(()) => self.counters.wait_for_idle(PACE_DEADLINE).await,
+            Err(error) => tracing::warn!(job = %self.job.id(), %error, "QEMU could not be let go"),
+        }
+        self.pace.bytes_per_second = None;
+        self.pace.unleashed = true;
+    }
+
+    /// The first pass is over: QEMU would now look for dirty pages some ten thousand times a second.
+    pub(super) async fn first_pass_over(&mut self) {
+        self.set_pace(MIN_PACE_BYTES_PER_SECOND).await;
+    }
+
+    async fn set_pace(&mut self, bytes_per_second: u64) {
+        let Some(qemu) = &self.qemu else { return };
+        match qemu.pace(Some(bytes_per_second)).await {
+            Ok(()) => self.pace.bytes_per_second = Some(bytes_per_second),
+            Err(error) => tracing::debug!(%error, "QEMU could not be paced"),
+        }
     }
 
     /// The policy's last decision goes into the report.
@@ -149,9 +182,9 @@ impl Drive {
     /// Lets QEMU write a little more than the guest dirties, so that it looks a few times a second and no more.
     pub(super) async fn pace(&mut self) {
         let over = self.bulk.as_ref().is_some_and(|bulk| bulk.tracker().first_pass_over());
-        let Some(qemu) = self.qemu.as_ref().filter(|_| over && self.phase() == "copying") else {
+        if !over || self.phase() != "copying" {
             return;
-        };
+        }
         let pages = self.counters.pages.load(Ordering::Relaxed);
         let elapsed = self.pace.seen_at.elapsed();
         let dirty = (pages - self.pace.seen_pages) * PAGE_BYTES as u64;
@@ -162,14 +195,16 @@ impl Drive {
         }
         let rate = Rate::of(sterna_model::ByteCount(dirty), elapsed);
         self.gauge.dirty_rate = rate;
-        let wanted = (rate.bytes_per_second * 3 / 2).max(MIN_PACE_BYTES_PER_SECOND);
-        let close = self.pace.bytes_per_second.is_some_and(|now| wanted.abs_diff(now) <= now / 4);
-        if close {
+        if self.pace.unleashed {
             return;
         }
-        match qemu.pace(Some(wanted)).await {
-            Ok(()) => self.pace.bytes_per_second = Some(wanted),
-            Err(error) => tracing::debug!(%error, "QEMU could not be paced"),
+        let now = self.pace.bytes_per_second.unwrap_or(MIN_PACE_BYTES_PER_SECOND);
+        // Where the pace itself was the limit, what the guest dirties is not known yet.
+        let limited = rate.bytes_per_second >= now / 4 * 3;
+        let wanted = if limited { now * 4 } else { rate.bytes_per_second * 3 / 2 };
+        let wanted = wanted.clamp(MIN_PACE_BYTES_PER_SECOND, MAX_PACE_BYTES_PER_SECOND);
+        if wanted.abs_diff(now) > now / 4 {
+            self.set_pace(wanted).await;
         }
     }
 
@@ -208,12 +243,14 @@ impl Policy for Watched {
 #[derive(Debug)]
 pub(super) struct Pace {
     pub(super) bytes_per_second: Option<u64>,
+    /// Near the end it is not held back any more.
+    unleashed: bool,
     seen_pages: u64,
     seen_at: Instant,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { bytes_per_second: None, seen_pages: 0, seen_at: Instant::now() }
+        Self { bytes_per_second: None, unleashed: false, seen_pages: 0, seen_at: Instant::now() }
     }
 }

@@ -4,7 +4,6 @@ use super::super::bulk::RoundSum;
 use super::super::qemu::Stop;
 use super::Drive;
 use super::Event;
-use super::PACE_DEADLINE;
 use crate::link::Link;
 use crate::peer;
 use std::sync::Arc;
@@ -23,10 +22,13 @@ use sterna_wire::message as wire;
 impl Drive {
     /// Stops the guest, and lets QEMU make its last pass.
     pub(super) async fn stop_guest(&mut self) {
-        if let Err(error) = self.before_stop().await {
+        if self.pace.bytes_per_second.is_some() {
+            self.unleash().await;
+        }
+        let Some(qemu) = &mut self.qemu else { return };
+        if let Err(error) = qemu.keep_reading_end().await {
             return self.fact(Fact::QemuFailed(error.to_string()));
         }
-        let Some(qemu) = &self.qemu else { return };
         self.gauge.marks.stop_sent = Some(Instant::now());
         let stopped = qemu.stop().await;
         self.gauge.marks.stopped = Some(Instant::now());
@@ -42,17 +44,6 @@ impl Drive {
             Ok(Stop::TooLate) => {}
             Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
         }
-    }
-
-    /// What can be done while the guest still runs. QEMU's pace is raised: it notices that only at the end of a window.
-    pub(super) async fn before_stop(&mut self) -> Result<(), sterna_host::qmp::QmpError> {
-        let Some(qemu) = &mut self.qemu else { return Ok(()) };
-        qemu.keep_reading_end().await?;
-        if self.pace.bytes_per_second.take().is_some() {
-            qemu.pace(None).await?;
-            self.counters.wait_for_idle(PACE_DEADLINE).await;
-        }
-        Ok(())
     }
 
     pub(super) async fn flush(&mut self) {

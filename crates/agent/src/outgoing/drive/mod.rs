@@ -52,6 +52,10 @@ pub(super) use prepare::prepare_message;
 const TICK: Duration = Duration::from_millis(100);
 /// The least that QEMU may write per second: it then syncs a few times a second even if nothing is dirty.
 const MIN_PACE_BYTES_PER_SECOND: u64 = 256 << 10;
+/// As much as no guest dirties for long.
+const MAX_PACE_BYTES_PER_SECOND: u64 = 16 << 30;
+/// A rest that takes no longer is near the end: QEMU is let go, so that what it knows is told.
+const NEAR_THE_END: Duration = Duration::from_millis(300);
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
@@ -294,6 +298,7 @@ impl Drive {
                     self.fact(Fact::QemuFailed(why));
                 }
             }
+            StreamEvent::FirstPassOver => self.first_pass_over().await,
             StreamEvent::Completed(tail) => {
                 self.gauge.marks.drained = Some(Instant::now());
                 self.tail = *tail;
