@@ -9,7 +9,7 @@ use sterna_e2e::command::{tool, tool_line};
 use sterna_e2e::{Accelerator, Error, QEMU, Result};
 
 /// How long a run waits for a quiet machine before it is run all the same.
-pub(crate) const QUIET_PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const QUIET_PATIENCE: Duration = Duration::from_secs(120);
 /// Less than this share of all cores is quiet.
 const QUIET_BUSY_PERCENT: f64 = 10.0;
 /// How long the cores are watched.

@@ -310,6 +310,7 @@ impl Drive {
 
     async fn perform(&mut self) {
         while let Some(effect) = self.effects.pop_front() {
+            tracing::trace!(job = %self.job.id(), ?effect, "performs");
             match effect {
                 Effect::Prepare => self.prepare().await,
                 Effect::Journal(record) => self.journal(record),
