@@ -28,7 +28,7 @@ fn a_vms_whole_life() -> Result<()> {
 }
 
 #[test]
-fn a_plan_predicts_and_changes_nothing() -> Result<()> {
+fn a_plan_tells_refusals_and_changes_nothing() -> Result<()> {
     story(&Setup::default(), |pair| {
         let vm = Vm::start(pair, &Guest::new("planned").load("sparse size=8M rate=2M sweep=30"))?;
         check_plan(pair, &vm)
@@ -120,19 +120,15 @@ fn check_peer(pair: &Pair) -> Result<()> {
     expect_that(rate > 1_000_000, "link_bytes_per_second", "a local wire's", rate)
 }
 
+/// Predictions come with a later issue: until then a plan tells what would be refused, and promises nothing.
 fn check_plan(pair: &Pair, vm: &Vm) -> Result<()> {
     let plan = pair.host(Side::Alpha).json(&["plan", vm.name(), "beta"])?;
     expect_that(plan["refusals"] == Value::Array(Vec::new()), "plan.refusals", "none", &plan)?;
-    let strategies = plan["strategies"].as_array().cloned().unwrap_or_default();
-    expect_that(!strategies.is_empty(), "plan.strategies", "some", &plan)?;
-    for strategy in &strategies {
-        for key in ["total_ms", "downtime_ms", "wire_bytes"] {
-            let bound = |name: &str| strategy[key][name].as_f64().unwrap_or(f64::NAN);
-            expect_that(bound("low") <= bound("high"), key, "low and high", strategy)?;
-        }
-    }
-    let recommended = strategies.iter().any(|strategy| strategy["name"] == plan["recommended"]);
-    expect_that(recommended, "plan.recommended", "one of the strategies", &plan)?;
+    expect_that(plan["strategies"].is_array(), "plan.strategies", "a list", &plan)?;
+    let words = ["plan", vm.name(), "beta", "--with-disks", "-o", "json"];
+    let refused = pair.host(Side::Alpha).run(&words)?;
+    expect_that(refused.code == Some(3), "plan --with-disks", "exit code 3", &plan)?;
+    expect_that(refused.stdout.contains("disks-unavailable"), "its refusals", "one", &plan)?;
     let dry = pair.host(Side::Alpha).json(&["migrate", vm.name(), "beta", "--dry-run"])?;
     expect_that(dry["strategies"].is_array(), "--dry-run", "a plan", &dry)?;
     vm.check_still_here(pair)
