@@ -19,7 +19,7 @@ pub(crate) enum Ending {
     Completed,
     /// It was given up.
     NotInTime,
-    /// In words.
+    /// Nothing is known.
     #[default]
     Unmeasured,
     /// It went wrong, in words.
@@ -43,6 +43,10 @@ pub(crate) struct Measured {
     pub(crate) destination_start_ms: Option<f64>,
     /// The whole command `sterna migrate`, as a shell sees it.
     pub(crate) command_ms: Option<f64>,
+    /// After the move the guest has found every page of its working set as it should be. Absent in early runs, where the
+    /// guest had only to go on.
+    #[serde(default)]
+    pub(crate) guest_swept: bool,
     /// Sterna's report.
     pub(crate) report: Option<Report>,
     /// Stock's `query-migrate` at the end.
@@ -98,6 +102,11 @@ impl Run {
     /// Whether the guest runs at the destination.
     pub(crate) fn has_completed(&self) -> bool {
         self.measured.ending == Ending::Completed
+    }
+
+    /// Whether the guest itself said that something of it was lost.
+    pub(crate) fn was_damaged(&self) -> bool {
+        matches!(&self.measured.ending, Ending::Failed(words) if words.contains("the guest is damaged"))
     }
 
     /// A number of it, if it was measured.

@@ -63,11 +63,16 @@ fn machine_line(machine: &Machine, runs: &[Run]) -> String {
     let dates = runs.iter().map(|run| run.conditions.date.as_str());
     let (first, last) = (dates.clone().min().unwrap_or("-"), dates.max().unwrap_or("-"));
     let busiest = runs.iter().map(|run| run.conditions.busy_percent).fold(0.0, f64::max);
+    let completed = runs.iter().filter(|run| run.has_completed()).count();
+    let swept = runs.iter().filter(|run| run.measured.guest_swept).count();
+    let damaged = runs.iter().filter(|run| run.was_damaged()).count();
     let Machine { cores, kernel, qemu, accelerator } = machine;
     format!(
         "{cores} cores, Linux {kernel}, QEMU {qemu}, `-accel {accelerator}`; measured {first} to {last}. \
          Before each run at most {busiest:.0} % of the cores were busy with something else. Machines like this are \
-         small and noisy: read the ratios.\n"
+         small and noisy: read the ratios. After {swept} of {completed} completed moves the guest checked all pages of \
+         its working set and found them right (after the others it only went on); {damaged} moves more left a damaged guest, \
+         and do not count as completed.\n"
     )
 }
 

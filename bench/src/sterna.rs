@@ -18,8 +18,8 @@ use crate::stock::link_rate;
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// What boot has left to do is done by then.
 pub(crate) const SETTLE: Duration = Duration::from_secs(1);
-/// The guest says every second that it lives.
-pub(crate) const TICK_LIMIT: Duration = Duration::from_secs(20);
+/// How long the guest may take to look at all its pages twice: whoever lost one did not complete.
+pub(crate) const SWEEP_LIMIT: Duration = Duration::from_secs(60);
 
 /// How often the destination's socket is looked for.
 const LOOK: Duration = Duration::from_millis(5);
@@ -44,7 +44,7 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
     let bytes = wire_bytes(pair.world(), counted)?;
     moved.check_done()?;
     vm.arrived(&pair)?;
-    vm.check_ticks()?;
+    vm.log().wait_for_sweep(vm.log().mark()?, SWEEP_LIMIT)?;
 
     let report: Report = serde_json::from_value(moved.report)
         .map_err(|error| Error::unexpected("the report", "all its keys", error))?;
@@ -55,6 +55,7 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
         bytes: Some(bytes),
         destination_start_ms: Some(report.phases_ms.destination_qemu_start),
         command_ms: Some(command_ms),
+        guest_swept: true,
         observed_downtime_ms: observer.downtime_ms(),
         report: Some(report),
         ..Measured::default()

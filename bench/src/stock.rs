@@ -17,7 +17,7 @@ use sterna_model::Rate;
 use crate::cells::{Cell, Channel, StockMode, Switch};
 use crate::events::{Event, Events};
 use crate::record::{Ending, Measured, wire_bytes};
-use crate::sterna::{BOOT_LIMIT, SETTLE, TICK_LIMIT};
+use crate::sterna::{BOOT_LIMIT, SETTLE, SWEEP_LIMIT};
 
 const PORT: u16 = 4444;
 /// Where QEMU must name one, and the wire has none.
@@ -79,7 +79,8 @@ pub(crate) fn run(cell: &Cell, mode: &StockMode, limit: Duration) -> Result<Meas
     measured.downtime_ms = stopped.map(|stopped| resumed.unix_ms - stopped);
     log.moved_to(&destination.serial)?;
     let now = log.mark()?;
-    log.wait_for_line("TICK ", now, TICK_LIMIT)?;
+    log.wait_for_sweep(now, SWEEP_LIMIT)?;
+    measured.guest_swept = true;
     Ok(measured)
 }
 

@@ -64,6 +64,16 @@ pub(crate) enum Side {
     Destination(DestinationRecord),
 }
 
+impl Side {
+    /// Whether the job is over.
+    pub(crate) const fn is_final(self) -> bool {
+        match self {
+            Self::Source(record) => record.is_final(),
+            Self::Destination(record) => record.is_final(),
+        }
+    }
+}
+
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sterna_host::tls::{Connection, FrameStreamError, read_frame, write_frame};
 use sterna_model::HostName;
@@ -13,6 +14,8 @@ use tokio::sync::mpsc;
 
 /// Messages that wait to be written, at most. A job has few; a peer that does not read is noticed.
 const MAX_UNSENT: usize = 256;
+/// How long a message waits for one to be written when so many wait.
+const UNSENT_WAIT: Duration = Duration::from_millis(500);
 /// Bytes of device state in a frame.
 const TAIL_PIECE_BYTES: usize = 256 << 10;
 
@@ -112,8 +115,12 @@ impl Link {
     }
 
     async fn push(&self, kind: FrameKind, payload: Vec<u8>) -> Result<(), LinkError> {
-        let sent = self.unsent.send((kind, payload)).await;
-        sent.map_err(|_| LinkError::Closed(self.peer.clone()))
+        // A peer that does not read must not hold up whoever has a guest to resume.
+        let sent = tokio::time::timeout(UNSENT_WAIT, self.unsent.send((kind, payload))).await;
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(LinkError::Closed(self.peer.clone())),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use sterna_model::{Uuid, VmName};
 use sterna_qemu_args::serial_path;
 
 use crate::agent::Agent;
-use crate::registry::{Owner, Record};
+use crate::registry::{Owner, Record, Reservation};
 use crate::vm::{Launch, Live, Place, Vm, VmError, fresh_record, id_of, monitor_argument};
 
 /// Starts QEMU under the agent. The argument vector is the definition; the agent adds only its monitors.
@@ -27,6 +27,7 @@ pub(crate) async fn start(
     let Some((program, arguments)) = argv.split_first() else {
         return Err(ApiError::usage("expected a QEMU program after --, found none"));
     };
+    let _reserved = reserve(agent, &name)?;
     free_name(agent, &name)?;
     let place = place_of(agent, &name)?;
     let mut args = arguments.to_vec();
@@ -67,6 +68,7 @@ pub(crate) async fn adopt(
     qmp: &Path,
     pid: Option<u32>,
 ) -> Result<VmView, ApiError> {
+    let _reserved = reserve(agent, &name)?;
     free_name(agent, &name)?;
     let place = place_of(agent, &name)?;
     let pid = match pid {
@@ -92,6 +94,10 @@ pub(crate) async fn adopt(
 }
 
 async fn register(agent: &Arc<Agent>, mut record: Record, live: Live) -> VmView {
+    // Journals of before must not speak of this QEMU: epochs of a name only grow.
+    if let Some(previous) = agent.registry.get(&record.name) {
+        record.epoch = previous.record().epoch.next();
+    }
     record.process = Some(id_of(&live.process));
     record.serial = serial_path(&record.definition).map(|path| record.directory.join(path));
     let vm = Vm::new(record, Some(live));
@@ -142,11 +148,17 @@ pub(crate) async fn stop(
     Ok(vm.view().await)
 }
 
+fn reserve<'a>(agent: &'a Agent, name: &VmName) -> Result<Reservation<'a>, ApiError> {
+    let taken =
+        || ApiError::failed(format!("a VM named {name} is being started here; wait for it"));
+    agent.registry.reserve(name).ok_or_else(taken)
+}
+
 fn free_name(agent: &Agent, name: &VmName) -> Result<(), ApiError> {
     match agent.registry.get(name) {
-        Some(vm) if vm.live().is_some() => Err(ApiError::failed(format!(
-            "a VM named {name} runs here already; choose another name or stop it"
-        ))),
+        Some(vm) if vm.live().is_some() || vm.record().process.is_some() => Err(ApiError::failed(
+            format!("a VM named {name} runs here already; choose another name or stop it"),
+        )),
         Some(vm) if matches!(vm.record().owner, Owner::Unknown { .. }) => Err(ApiError {
             exit_code: 4,
             ..ApiError::failed(format!("whose {name} is is not known; look at both hosts"))

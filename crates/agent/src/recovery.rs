@@ -8,6 +8,7 @@ use std::time::Duration;
 use sterna_host::process::Process;
 use sterna_host::qmp::RunState;
 use sterna_migration::journal::{DestinationRecord, SourceRecord};
+use sterna_model::HostName;
 use sterna_wire::AnswerState;
 use sterna_wire::message::Inquire;
 
@@ -43,22 +44,22 @@ pub(crate) async fn recover(agent: &Arc<Agent>, records: Vec<Record>) -> Result<
 
 async fn reattach(record: Record) -> Arc<Vm> {
     let Some(id) = record.process else { return Vm::new(record, None) };
-    let found = match Process::reattach(id.pid, id.start_time) {
-        Ok(Some(process)) => {
-            Live::attach(process, &record.agent_qmp).await.map_err(|error| error.to_string())
-        }
-        Ok(None) => Err("its process is gone".to_owned()),
-        Err(error) => Err(error.to_string()),
-    };
-    match found {
-        Ok(live) => Vm::new(record, Some(live)),
-        Err(error) => {
-            tracing::warn!(vm = %record.name, %error, "a VM of before is not there");
+    let silent = match Process::reattach(id.pid, id.start_time) {
+        Ok(Some(process)) => match Live::attach(process, &record.agent_qmp).await {
+            Ok(live) => return Vm::new(record, Some(live)),
+            Err(error) => error.to_string(),
+        },
+        Ok(None) => {
+            tracing::warn!(vm = %record.name, "its QEMU ended while the agent was away");
             let vm = Vm::new(record, None);
             vm.ended(|owner| if *owner == Owner::Here { Owner::Ended } else { owner.clone() });
-            vm
+            return vm;
         }
-    }
+        Err(error) => error.to_string(),
+    };
+    // It is there, or may be: nothing that would be wrong then is concluded, and its name stays taken.
+    tracing::error!(vm = %record.name, error = %silent, "a QEMU of before does not answer; restart the agent when it does");
+    Vm::new(record, None)
 }
 
 /// One job of before.
@@ -68,11 +69,18 @@ async fn job(agent: &Arc<Agent>, mut journal: Journal, story: Story) {
     let job =
         Job::new(subject.job.clone(), subject.vm.clone(), peer, role, story.started_at.clone());
     agent.jobs.insert(Arc::clone(&job));
-    let vm = agent.registry.get(&subject.vm);
+    // Journals name VMs; a later VM of the same name is another one, or the same one in a later epoch.
+    let vm = agent.registry.get(&subject.vm).filter(|vm| is_of(vm, &story));
+    if !story.side.is_final() && (story.report.is_some() || story.ended.is_some()) {
+        // It was brought to an end that is no owner's (lost, unknown): that is for a person to settle.
+        let error = story.ended.clone().or(story.report.and_then(|report| report.error));
+        return job.end("unknown", error, None);
+    }
     match (story.side, vm) {
         (Side::Source(record), vm) if record.is_final() => {
-            if let (SourceRecord::Gone, Some(vm)) = (record, vm) {
-                finish_leaving(agent, &story, &vm).await;
+            // A report is a job's last entry: with it nothing was left to do.
+            if let (SourceRecord::Gone, Some(vm), None) = (record, vm, &story.report) {
+                finish_leaving(agent, &mut journal, &story, &vm).await;
             }
             remember_source(&job, record, &story);
         }
@@ -112,13 +120,12 @@ const fn role_of(side: Side) -> Role {
 
 /// The guest is the other host's. An agent that died before it had ended its own QEMU does so now. The epoch tells
 /// whether it is still that QEMU: a guest that came back since has a later one.
-async fn finish_leaving(agent: &Agent, story: &Story, vm: &Vm) {
-    let (subject, record) = (&story.subject, vm.record());
-    let owner = Owner::MovedTo { host: subject.peer.clone(), job: subject.job.clone() };
-    let unfinished = record.epoch < subject.epoch || record.owner == owner;
-    if record.uuid != subject.uuid || !unfinished {
+async fn finish_leaving(agent: &Agent, journal: &mut Journal, story: &Story, vm: &Vm) {
+    if story.ended.is_some() {
         return;
     }
+    let (subject, record) = (&story.subject, vm.record());
+    let owner = Owner::MovedTo { host: subject.peer.clone(), job: subject.job.clone() };
     agent.change(vm, |record| {
         record.epoch = subject.epoch;
         record.owner = owner;
@@ -130,6 +137,22 @@ async fn finish_leaving(agent: &Agent, story: &Story, vm: &Vm) {
     }
     vm.ended(Owner::clone);
     agent.remember(vm);
+    let done = Entry::Ended(format!("the guest was moved to {}", subject.peer));
+    if let Err(error) = journal.append(&done) {
+        tracing::error!(%error, "a journal could not be closed; the next start does it again");
+    }
+}
+
+/// Whether the VM is the one that the journal is about, as it was then: the same guest, in the epoch before (at the
+/// source) or in the job's own (at the destination, and at a source that had begun to forget it).
+fn is_of(vm: &Vm, story: &Story) -> bool {
+    let (record, subject) = (vm.record(), &story.subject);
+    let before = record.epoch.next() == subject.epoch;
+    let epoch = match story.side {
+        Side::Source(_) => before || record.epoch == subject.epoch,
+        Side::Destination(_) => record.epoch == subject.epoch,
+    };
+    record.uuid == subject.uuid && epoch
 }
 
 fn remember_source(job: &Job, record: SourceRecord, story: &Story) {
@@ -145,12 +168,17 @@ fn remember_source(job: &Job, record: SourceRecord, story: &Story) {
 /// Nothing was offered: the guest is ours, and runs on.
 async fn unfinished_source(job: &Job, journal: &mut Journal, story: &Story, vm: &Vm) {
     let Some(live) = vm.live() else {
+        if vm.record().process.is_some() {
+            return job.end("unknown", Some("the guest's QEMU does not answer".into()), None);
+        }
         let why =
             "the guest's QEMU ended while the agent was away; it was not handed over".to_owned();
         close(journal, &Entry::Source(SourceRecord::Returned), &why);
         return job.end("lost", Some(why), None);
     };
-    match outgoing::give_back(&live.qmp, story.guest_ran).await {
+    let stop_sent = story.side != Side::Source(SourceRecord::Copying);
+    let before = outgoing::RunStateBefore { guest_ran: story.guest_ran, stop_sent };
+    match outgoing::give_back(&live.qmp, before).await {
         Ok(()) => {
             let why =
                 "the source's agent was restarted; the guest runs on at the source".to_owned();
@@ -194,17 +222,28 @@ async fn unfinished_destination(
     vm: Option<Arc<Vm>>,
 ) {
     if let Some(vm) = vm.filter(|vm| is_arriving(vm, story)) {
-        if let Some(live) = vm.live()
-            && let Err(error) = live.kill().await
-        {
+        if let Err(error) = kill(&vm.record()).await {
             tracing::error!(job = %job.id(), %error, "an orphaned QEMU does not end");
-            return job.end("unknown", Some(error.to_string()), None);
+            return job.end("unknown", Some(error), None);
         }
         agent.put_back(&vm, None);
     }
     let why = "the destination's agent was restarted before the commit".to_owned();
     close(journal, &Entry::Destination(DestinationRecord::Discarded), &why);
     job.end("discarded", Some(why), None);
+}
+
+/// Kills a VM's QEMU, whether or not its monitor answers.
+async fn kill(record: &Record) -> Result<(), String> {
+    let Some(id) = record.process else { return Ok(()) };
+    match Process::reattach(id.pid, id.start_time) {
+        Ok(Some(process)) => {
+            let killed = process.kill_and_reap(Duration::from_secs(10)).await;
+            killed.map(drop).map_err(|error| error.to_string())
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The guest is ours. If its QEMU is there, it runs or is resumed; if not, it may have run.
@@ -257,22 +296,29 @@ fn close(journal: &mut Journal, state: &Entry, why: &str) {
     }
 }
 
-/// What a journal answers to a peer that asks.
+/// What a journal answers to a peer that asks about its job.
 #[must_use]
-pub(crate) fn journaled_state(agent: &Agent, inquire: &Inquire) -> AnswerState {
+pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire) -> AnswerState {
     let path = Path::new("jobs").join(format!("{}.journal", inquire.job));
-    match Journal::reopen(&agent.config.state_dir.join(path)) {
-        Ok(Some((_, story)))
-            if story.subject.uuid == inquire.uuid && story.subject.epoch == inquire.epoch =>
-        {
-            match story.side {
-                Side::Destination(DestinationRecord::Prepared) => AnswerState::Prepared,
-                Side::Destination(DestinationRecord::Entitled) => AnswerState::Entitled,
-                Side::Destination(DestinationRecord::Running) => AnswerState::Running,
-                Side::Destination(DestinationRecord::Discarded) => AnswerState::Discarded,
-                Side::Source(_) => AnswerState::Unknown,
-            }
-        }
-        _ => AnswerState::Unknown,
+    let path = agent.config.state_dir.join(path);
+    if !path.exists() {
+        return AnswerState::Unknown;
+    }
+    let story = match Journal::reopen(&path) {
+        Ok(Some((_, story))) => story,
+        Ok(None) | Err(_) => return AnswerState::Unknown,
+    };
+    let subject = &story.subject;
+    if (&subject.peer, subject.uuid, subject.epoch) != (peer, inquire.uuid, inquire.epoch) {
+        return AnswerState::Unknown;
+    }
+    match story.side {
+        // It came to an end that is no owner's.
+        side if !side.is_final() && story.ended.is_some() => AnswerState::Unknown,
+        Side::Destination(DestinationRecord::Prepared) => AnswerState::Prepared,
+        Side::Destination(DestinationRecord::Entitled) => AnswerState::Entitled,
+        Side::Destination(DestinationRecord::Running) => AnswerState::Running,
+        Side::Destination(DestinationRecord::Discarded) => AnswerState::Discarded,
+        Side::Source(_) => AnswerState::Unknown,
     }
 }

@@ -3,7 +3,7 @@
 //! A [`Record`] is one VM's durable part, a file of its own below the state directory, replaced as a whole. Whose a VM is
 //! is not decided here: job journals do that; the registry follows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -86,8 +86,23 @@ pub(crate) enum Owner {
 pub(crate) struct Registry {
     folder: PathBuf,
     vms: Mutex<BTreeMap<VmName, Arc<Vm>>>,
+    /// Names of VMs whose QEMU is being started: two under one name would share their sockets.
+    starting: Mutex<BTreeSet<VmName>>,
     /// Files are replaced one at a time: whoever asks last writes last.
     writing: Mutex<()>,
+}
+
+/// A name that nobody else can start a VM under, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation<'a> {
+    registry: &'a Registry,
+    name: VmName,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.registry.lock_starting().remove(&self.name);
+    }
 }
 
 /// Why the registry cannot be used.
@@ -129,7 +144,15 @@ impl Registry {
                 records.push(read(&path)?);
             }
         }
-        Ok((Self { folder, vms: Mutex::default(), writing: Mutex::default() }, records))
+        Ok((
+            Self {
+                folder,
+                vms: Mutex::default(),
+                starting: Mutex::default(),
+                writing: Mutex::default(),
+            },
+            records,
+        ))
     }
 
     /// Makes a VM's record durable, as it is at this moment.
@@ -144,6 +167,16 @@ impl Registry {
         let bytes = serde_json::to_vec_pretty(&record);
         let bytes = bytes.map_err(|error| io(std::io::Error::other(error)))?;
         durable::replace_file(&path, &bytes).map_err(|error| io(std::io::Error::other(error)))
+    }
+
+    /// Takes a name for a VM that is about to be started; `None` when one of that name is being started.
+    pub(crate) fn reserve(&self, name: &VmName) -> Option<Reservation<'_>> {
+        let free = self.lock_starting().insert(name.clone());
+        free.then(|| Reservation { registry: self, name: name.clone() })
+    }
+
+    fn lock_starting(&self) -> std::sync::MutexGuard<'_, BTreeSet<VmName>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a VM in, over one of the same name.

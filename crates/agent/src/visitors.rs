@@ -12,7 +12,6 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::agent::Agent;
 use crate::incoming::{self, DataConnection};
-use crate::jobs::Role as JobRole;
 use crate::link::{Greeted, Inbound, Link};
 use crate::peer::{PeerError, Visitor};
 use crate::recovery;
@@ -161,12 +160,7 @@ async fn answer(agent: &Agent, peer: &HostName, inquire: &Inquire, link: &Link) 
         handle.ask(link.clone());
         return;
     }
-    let state = match agent.jobs.get(&inquire.job) {
-        Some(job) if job.role() == JobRole::Destination && job.peer() == peer => {
-            recovery::journaled_state(agent, inquire)
-        }
-        _ => AnswerState::Unknown,
-    };
+    let state = recovery::journaled_state(agent, peer, inquire);
     let answer = Answer { job: inquire.job.clone(), state };
     let _ = link.send(&Message::Answer(answer)).await;
 }

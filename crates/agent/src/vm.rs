@@ -224,7 +224,11 @@ impl Vm {
     /// How users see it.
     pub(crate) async fn view(&self) -> VmView {
         let (record, live) = (self.record(), self.live());
-        let state = state_of(&record.owner, live.as_ref()).await;
+        let state = match (&record.owner, &live, record.process) {
+            // Its process may be there, but does not answer.
+            (Owner::Here, None, Some(_)) => VmState::Unknown,
+            (owner, live, _) => state_of(owner, live.as_ref()).await,
+        };
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         VmView {
             name: record.name,

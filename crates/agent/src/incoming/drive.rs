@@ -225,6 +225,9 @@ impl Drive {
             }
             Message::Final(last) => {
                 self.guest = last.guest;
+                if let Err(error) = self.note_run_state() {
+                    return self.fact(Fact::JournalFailed(error.to_string()));
+                }
                 self.streams.last(last);
                 self.progressed().await;
             }
@@ -249,12 +252,22 @@ impl Drive {
         }
     }
 
+    /// A restarted agent must not resume a guest that its user had paused.
+    fn note_run_state(&mut self) -> Result<(), JournalError> {
+        match &mut self.journal {
+            Some(journal) if self.guest == GuestState::Paused => {
+                journal.append(&Entry::GuestRan(false))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn head(&mut self, head: &wire::StreamHead) -> Result<(), String> {
         let Some(waiting) = &mut self.waiting else {
             return Err("the source sent its stream's head before it was prepared for".into());
         };
         let shared = std::mem::take(&mut waiting.shared);
-        self.streams.open(head, shared)?;
+        self.streams.open(head, shared, self.agent.config.limits.memory_budget)?;
         let stream = qemu::begin_load(&waiting.live.qmp).await?;
         self.streams.load(head, stream)
     }
@@ -365,8 +378,10 @@ impl Drive {
         });
         let (process, log) = (Arc::clone(&waiting.live.process), waiting.vm.record().log);
         tokio::spawn(async move {
-            let exit = process.exited().await.ok();
-            let _ = died.send(Event::QemuDied(describe_exit(exit) + &quote_log(&log)));
+            // Not to be able to watch is not to see it end.
+            if let Ok(exit) = process.exited().await {
+                let _ = died.send(Event::QemuDied(describe_exit(Some(exit)) + &quote_log(&log)));
+            }
         });
     }
 

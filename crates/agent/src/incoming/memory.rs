@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sterna_host::memory::{BlockMemory, MemoryError};
-use sterna_model::{BlockName, Layout, PAGE_BYTES, Page, PageHash, PageId, Root};
+use sterna_model::{BlockName, ByteCount, Layout, PAGE_BYTES, Page, PageHash, PageId, Root};
 use sterna_page_codec::{Missing, PageKey, PageStore, Stored, is_zero, page_hash};
 
 /// Locks for pages; a page's is that of its stripe.
@@ -42,9 +42,15 @@ impl DestinationMemory {
     /// The memory of a guest with this layout; `shared` are the blocks that QEMU shares with us.
     ///
     /// # Errors
-    /// When a shared block is not as long as it should be or not in the layout, or a file cannot be made.
-    pub(super) fn open(layout: Layout, shared: Vec<BlockMemory>) -> Result<Self, MemoryError> {
+    /// When a shared block is not as long as it should be or not in the layout, the others are more than `budget`, or a
+    /// file cannot be made.
+    pub(super) fn open(
+        layout: Layout,
+        shared: Vec<BlockMemory>,
+        budget: ByteCount,
+    ) -> Result<Self, MemoryError> {
         let mut shared = shared;
+        let mut staged_bytes: u64 = 0;
         let mut blocks = Vec::with_capacity(layout.blocks().len());
         for block in layout.blocks() {
             let length_bytes = u64::from(block.pages) * PAGE_BYTES as u64;
@@ -58,6 +64,16 @@ impl DestinationMemory {
                     DestinationBlock { memory, shared: true }
                 }
                 None => {
+                    staged_bytes = staged_bytes.saturating_add(length_bytes);
+                    if staged_bytes > budget.0 {
+                        let expected =
+                            format!("at most {budget} of memory that QEMU does not share");
+                        return Err(not_found(
+                            &block.name,
+                            &expected,
+                            &ByteCount(staged_bytes).to_string(),
+                        ));
+                    }
                     let memory = BlockMemory::staging(block.name.clone(), length_bytes)?;
                     DestinationBlock { memory, shared: false }
                 }

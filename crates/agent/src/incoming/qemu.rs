@@ -92,6 +92,14 @@ impl Checked {
         prepare: &Prepare,
     ) -> Result<Waiting, Vec<Refusal>> {
         let begun = Instant::now();
+        let Some(_reserved) = agent.registry.reserve(&prepare.vm) else {
+            let reason = format!("a VM named {} is being started here", prepare.vm);
+            return Err(vec![Refusal::new("name-taken", reason, "try again when that has ended")]);
+        };
+        // Looked at once more: since the check another may have taken the name.
+        if let Some(refusal) = agent.registry.get(&prepare.vm).and_then(|vm| taken(&vm)) {
+            return Err(vec![refusal]);
+        }
         let made = self.place.make(Some(&self.stay));
         made.map_err(|error| vec![internal(&error.to_string())])?;
         let live = self.launch().await.map_err(|error| vec![start_failed(&error)])?;
@@ -172,6 +180,7 @@ fn read_description(text: &str) -> Result<Description, Refusal> {
 fn taken(vm: &Vm) -> Option<Refusal> {
     let owner = vm.record().owner;
     if vm.live().is_none()
+        && vm.record().process.is_none()
         && matches!(owner, Owner::MovedTo { .. } | Owner::Ended | Owner::Here | Owner::Lost)
     {
         return None;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sterna_host::memory::BlockMemory;
 use sterna_host::tls::{Closer, DataStream};
-use sterna_model::Root;
+use sterna_model::{ByteCount, Root};
 use sterna_page_codec::PageKey;
 use sterna_qemu_stream::{Command, Configuration, RamSection};
 use sterna_wire::message::{self as wire, Prepare};
@@ -104,7 +104,7 @@ impl Streams {
         let slot = slot.ok_or_else(|| {
             format!(
                 "expected a data connection of 0 to {}, each once, found {}",
-                count - 1,
+                count.saturating_sub(1),
                 connection.number
             )
         })?;
@@ -140,11 +140,12 @@ impl Streams {
         &mut self,
         head: &wire::StreamHead,
         shared: Vec<BlockMemory>,
+        budget: ByteCount,
     ) -> Result<(), String> {
         if self.memory.is_some() {
             return Err("the source sent its stream's head twice".into());
         }
-        let memory = DestinationMemory::open(head.layout.clone(), shared);
+        let memory = DestinationMemory::open(head.layout.clone(), shared, budget);
         let memory = Arc::new(memory.map_err(|error| error.to_string())?);
         for connected in self.receivers.iter().flatten() {
             let _ = connected.memory.send(Arc::clone(&memory));

@@ -138,6 +138,11 @@ impl Bulk {
         })
     }
 
+    /// Whether no round is going on.
+    pub(super) fn is_idle(&self) -> bool {
+        self.round.waiting_for == 0
+    }
+
     /// The current round's number.
     pub(super) fn round_number(&self) -> u32 {
         self.round.number
@@ -196,6 +201,7 @@ impl Bulk {
 
     /// Breaks off: workers that wait for the link end at once.
     pub(super) fn abandon(&mut self) {
+        self.shared.abandon();
         for worker in self.workers.drain(..) {
             worker.closer.close();
         }
@@ -204,6 +210,12 @@ impl Bulk {
     /// Ends in order: the connections are closed when everything is written.
     pub(super) fn finish(&mut self) {
         self.workers.clear();
+    }
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        self.shared.abandon();
     }
 }
 

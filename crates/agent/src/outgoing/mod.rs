@@ -15,7 +15,7 @@ mod qemu;
 mod reader;
 mod worker;
 
-pub(crate) use qemu::give_back;
+pub(crate) use qemu::{RunStateBefore, give_back};
 
 use std::sync::Arc;
 

@@ -53,7 +53,7 @@ pub(super) struct SourceQemu {
 /// What is put back when the guest stays.
 #[derive(Debug)]
 struct Before {
-    guest_ran: bool,
+    run_state: RunStateBefore,
     max_bandwidth: Option<u64>,
     downtime_limit: Option<u64>,
 }
@@ -81,7 +81,7 @@ impl SourceQemu {
             qmp.execute("query-migrate-parameters", Value::Null, COMMAND_TIMEOUT).await?;
         let number = |name: &str| parameters.get(name).and_then(Value::as_u64);
         let before = Before {
-            guest_ran: status.running,
+            run_state: RunStateBefore { guest_ran: status.running, stop_sent: false },
             max_bandwidth: number("max-bandwidth"),
             downtime_limit: number("downtime-limit"),
         };
@@ -101,7 +101,21 @@ impl SourceQemu {
     /// Whether the guest ran when the job began.
     #[must_use]
     pub(super) const fn guest_ran(&self) -> bool {
-        self.before.guest_ran
+        self.before.run_state.guest_ran
+    }
+
+    /// Looks once more whether the guest runs, just before it is stopped: its user may have paused it meanwhile.
+    ///
+    /// # Errors
+    /// When it neither runs nor is paused: such a guest cannot be handed over as it is.
+    pub(super) async fn observe_guest(&mut self) -> Result<bool, QmpError> {
+        let status = self.qmp.query_status().await?;
+        if !status.running && !matches!(status.status, RunState::Paused | RunState::Prelaunch) {
+            let expected = "a guest that runs or is paused".to_owned();
+            return Err(QmpError::Protocol { expected, found: format!("{:?}", status.status) });
+        }
+        self.before.run_state.guest_ran = status.running;
+        Ok(status.running)
     }
 
     async fn add_hold(&self) -> Result<(), QmpError> {
@@ -167,7 +181,8 @@ impl SourceQemu {
     ///
     /// # Errors
     /// When QEMU does not answer; the guest may then stand or run.
-    pub(super) async fn stop(&self) -> Result<Stop, QmpError> {
+    pub(super) async fn stop(&mut self) -> Result<Stop, QmpError> {
+        self.before.run_state.stop_sent = true;
         self.qmp.stop().await?;
         // Still active after the stop was acknowledged: it cannot have completed before.
         let migration = self.qmp.query_migrate().await?;
@@ -221,7 +236,7 @@ impl SourceQemu {
     /// When QEMU does not answer.
     pub(super) async fn resume_after_completion(&self) -> Result<(), QmpError> {
         end_migration(&self.qmp).await?;
-        if self.before.guest_ran { resume(&self.qmp).await } else { Ok(()) }
+        resume(&self.qmp, self.before.run_state).await
     }
 
     /// Gives the guest back as it was before the job: migration ended, run state, parameters, announced.
@@ -229,7 +244,13 @@ impl SourceQemu {
     /// # Errors
     /// When it is not certain that the guest is as before.
     pub(super) async fn give_back(&self) -> Result<(), QmpError> {
-        give_back(&self.qmp, self.before.guest_ran).await?;
+        give_back(&self.qmp, self.before.run_state).await?;
+        self.release().await;
+        Ok(())
+    }
+
+    /// Takes back what was set for the move: parameters, capability, hold. Only a QEMU that is not migrating lets go.
+    pub(super) async fn release(&self) {
         let (max_bandwidth, downtime_limit) =
             (self.before.max_bandwidth, self.before.downtime_limit);
         let parameters =
@@ -240,7 +261,6 @@ impl SourceQemu {
         if self.held {
             self.clear_hold().await;
         }
-        Ok(())
     }
 
     async fn clear_hold(&self) {
@@ -273,27 +293,37 @@ fn syncs(migration: &MigrationInfo) -> u64 {
 ///
 /// # Errors
 /// When it is not certain that the guest is as before.
-pub(crate) async fn give_back(qmp: &Qmp, guest_ran: bool) -> Result<(), QmpError> {
+pub(crate) async fn give_back(qmp: &Qmp, before: RunStateBefore) -> Result<(), QmpError> {
     end_migration(qmp).await?;
     if let Err(error) =
         qmp.execute("closefd", json!({"fdname": KEPT_DESCRIPTOR}), COMMAND_TIMEOUT).await
     {
         debug!(%error, "QEMU kept no reading end");
     }
-    if guest_ran {
-        resume(qmp).await?;
-    }
+    resume(qmp, before).await?;
     if let Err(error) = qmp.announce_self().await {
         warn!(%error, "the guest could not be announced on its network");
     }
     Ok(())
 }
 
-async fn resume(qmp: &Qmp) -> Result<(), QmpError> {
-    let status = qmp.query_status().await?;
-    // A guest that shut down, reset, paniced or met an I/O error meanwhile stays as its QEMU left it.
-    let ours =
-        matches!(status.status, RunState::Paused | RunState::PostMigrate | RunState::FinishMigrate);
+/// How a guest's run state came about, so that it can be restored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunStateBefore {
+    /// It ran.
+    pub(crate) guest_ran: bool,
+    /// We may have stopped it since.
+    pub(crate) stop_sent: bool,
+}
+
+/// Lets a guest run on that we, or QEMU's own completion, stopped. One that its user paused stays paused; one that shut
+/// down, panicked or met an I/O error meanwhile stays as its QEMU left it.
+async fn resume(qmp: &Qmp, before: RunStateBefore) -> Result<(), QmpError> {
+    let ours = match qmp.query_status().await?.status {
+        RunState::PostMigrate | RunState::FinishMigrate => before.guest_ran,
+        RunState::Paused => before.guest_ran && before.stop_sent,
+        _ => false,
+    };
     if ours { qmp.cont_after_migration(CONT_DEADLINE).await } else { Ok(()) }
 }
 

@@ -121,7 +121,11 @@ impl Reader {
         let end = state.read_all(&mut stream);
         match end {
             Ok(()) => state.complete(),
-            Err(why) => (state.events)(StreamEvent::Broken(why)),
+            Err(why) => {
+                (state.events)(StreamEvent::Broken(why));
+                // QEMU must not wait for a reader in its last pass: it would hold its big lock meanwhile.
+                let _ = io::copy(&mut stream, &mut io::sink());
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,6 +97,8 @@ pub(super) struct Shared {
     /// The rate.
     pub limiter: Limiter,
     requested: Requested,
+    /// The job is over: whoever still works for it stops.
+    abandoned: AtomicBool,
 }
 
 /// Pages that the destination asked for again.
@@ -139,6 +141,8 @@ enum WorkerError {
     Link(#[from] FrameStreamError),
     #[error("cannot read guest memory: {0}")]
     Memory(#[from] io::Error),
+    #[error("the job is over")]
+    Abandoned,
     #[error("cannot encode a page: {0}")]
     Encode(#[from] PushError),
 }
@@ -159,7 +163,13 @@ impl Shared {
             totals: Totals::default(),
             limiter,
             requested: Requested::default(),
+            abandoned: AtomicBool::new(false),
         }
+    }
+
+    /// The job is over.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
     }
 
     /// The destination asks for a page again.
@@ -261,6 +271,9 @@ impl Worker {
         loop {
             // Asked before the claim: what is not found after the first pass is over is not there.
             let following = round == Round::First && !tracker.first_pass_over();
+            if shared.abandoned.load(Ordering::Acquire) {
+                return Err(WorkerError::Abandoned);
+            }
             let held_back = self.claim(round, &mut cursor, scratch);
             done.pages += scratch.claims.len() as u64;
             done.wire_bytes += self.send(scratch)?;

@@ -248,7 +248,7 @@ impl Discarding {
     #[expect(clippy::needless_pass_by_value, reason = "a state's handle consumes the fact")]
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
-            Fact::Killed if !self.killed => {
+            Fact::Killed | Fact::QemuDied(_) if !self.killed => {
                 self.killed = true;
                 effects.push(Effect::Journal(DestinationRecord::Discarded));
                 Destination::Discarding(self)

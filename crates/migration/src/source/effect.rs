@@ -60,7 +60,7 @@ pub enum Fact {
 pub enum Timer {
     /// The whole job's time-out.
     Job,
-    /// The stopped guest waits for its last pages to be drained and sent.
+    /// The stopped guest waits for its last pages to be drained, sent and loaded.
     Stop,
     /// The stopped guest waits for the peer to say that it loaded.
     Silence,

@@ -25,7 +25,7 @@ pub struct Limits {
     pub timeout: Duration,
     /// With the guest stopped and nothing offered, so much silence of the peer rolls back.
     pub stopped_silence: Duration,
-    /// The stopped guest's last pages must be drained and sent within this, or the guest is resumed.
+    /// The stopped guest must be drained, sent and loaded within this, or it is resumed.
     pub stop: Duration,
     /// How long to wait before asking the peer again who owns the guest.
     pub inquiry_interval: Duration,

@@ -236,7 +236,6 @@ impl Flushing {
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match fact {
             Fact::Flushed(root) => {
-                effects.push(Effect::ClearTimer(Timer::Stop));
                 effects.push(Effect::SetTimer(Timer::Silence, self.limits.stopped_silence));
                 self.ours = Some(root);
             }
@@ -252,6 +251,7 @@ impl Flushing {
             );
             return give_back(Outcome::Failed(why), effects);
         };
+        effects.push(Effect::ClearTimer(Timer::Stop));
         effects.push(Effect::ClearTimer(Timer::Silence));
         effects.push(Effect::Journal(SourceRecord::Offered));
         Source::Offering(Offering { limits: self.limits, _roots_match: roots_match })

@@ -76,10 +76,15 @@ impl Drive {
     }
 
     pub(super) async fn round_done(&mut self, round: RoundSum) {
-        let Some(bulk) = &self.bulk else { return };
-        if matches!(self.phase(), "flushing") {
+        let flushing = self.phase() == "flushing";
+        let Some(bulk) = &mut self.bulk else { return };
+        if flushing {
             self.gauge.flushed(&round, self.tail.bytes.len() as u64);
-            return self.send_final(&round).await;
+            // The destination may have asked for pages that the round had passed by then.
+            if bulk.waiting_pages() == 0 {
+                return self.send_final(&round).await;
+            }
+            return bulk.begin_last();
         }
         let mut facts = self.gauge.round_ended(&round, bulk);
         // A paced QEMU may know of more dirty pages than it has told. Before the policy could decide to stop, it tells.
@@ -137,7 +142,12 @@ impl Drive {
         let mut readable = Some(preflight::open_memory(&self.wanted.live, subject).await);
         let (workers, before) = (usize::from(self.wanted.options.connections), self.head.clone());
         let prepare: Prepare = Box::new(move |layout| {
-            if let Some(head) = before.as_ref().filter(|head| head.memory.layout() == layout) {
+            if let Some(head) = &before {
+                if head.memory.layout() != layout {
+                    return Err(std::io::Error::other(
+                        "the guest's memory blocks changed during the move",
+                    ));
+                }
                 return Ok((Arc::clone(&head.memory), Arc::clone(&head.tracker)));
             }
             let readable = readable.take().unwrap_or_default();
@@ -171,7 +181,8 @@ impl Drive {
         match resumed {
             Ok(()) => {
                 self.begin_stream().await;
-                if let Some(bulk) = &mut self.bulk {
+                // A round that is going on ends by itself, and the policy goes on from there.
+                if let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_idle()) {
                     bulk.begin_round();
                 }
             }
@@ -212,7 +223,8 @@ impl Drive {
         self.gauge.requested += missing.pages.len() as u64;
         let Some(bulk) = &mut self.bulk else { return };
         bulk.request(&missing.pages);
-        if self.flushed {
+        // A last round that is still going on is looked at when it ends.
+        if self.flushed && bulk.is_idle() {
             bulk.begin_last();
         }
     }

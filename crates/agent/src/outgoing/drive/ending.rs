@@ -1,14 +1,19 @@
 //! How a job ends here: the guest goes on, or its QEMU goes; the report.
 
 use super::super::gauge::Ends;
-use super::super::qemu;
+use super::super::qemu::{self, RunStateBefore};
 use super::Drive;
 use crate::journal::Entry;
 use crate::registry::Owner;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use sterna_host::qmp::QmpError;
 use sterna_migration::outcome::Outcome;
 use sterna_migration::source::Fact;
 use sterna_migration::source::MayReturn;
+
+/// Attempts to resume a guest, and the time between them.
+const RETURN_ATTEMPTS: u32 = 30;
+const RETURN_EVERY: Duration = Duration::from_secs(1);
 
 impl Drive {
     pub(super) async fn return_guest(&mut self, _may_return: MayReturn) {
@@ -16,12 +21,17 @@ impl Drive {
             bulk.abandon();
         }
         self.data.clear();
-        let returned = match &self.qemu {
-            Some(qemu) => qemu.give_back().await,
-            // Taken up again after a restart: the guest stands. Otherwise nothing was done to it.
-            None if self.resumed => qemu::give_back(&self.wanted.live.qmp, self.guest_ran).await,
-            None => Ok(()),
-        };
+        let mut returned = self.try_to_return().await;
+        // A guest that stands must not stay so because its QEMU was busy for some seconds.
+        for _ in 0..RETURN_ATTEMPTS {
+            let Err(error) = &returned else { break };
+            if error.is_closed() {
+                break;
+            }
+            tracing::warn!(job = %self.job.id(), %error, "the guest is not resumed yet");
+            tokio::time::sleep(RETURN_EVERY).await;
+            returned = self.try_to_return().await;
+        }
         self.gauge.marks.running = Some(Instant::now());
         self.fact(match returned {
             Ok(()) => Fact::GuestReturned,
@@ -29,6 +39,20 @@ impl Drive {
                 Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
             }
         });
+    }
+
+    async fn try_to_return(&self) -> Result<(), QmpError> {
+        let guest_ran = self.guest_ran;
+        match &self.qemu {
+            Some(qemu) => qemu.give_back().await,
+            // Taken up again after a restart: the guest stands by our stop.
+            None if self.resumed => {
+                let before = RunStateBefore { guest_ran, stop_sent: true };
+                qemu::give_back(&self.wanted.live.qmp, before).await
+            }
+            // Nothing was done to it.
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn destroy_guest(&mut self) {
@@ -48,7 +72,10 @@ impl Drive {
         self.agent.remember(&self.wanted.vm);
     }
 
-    pub(super) fn end(&mut self, outcome: &Outcome) {
+    pub(super) async fn end(&mut self, outcome: &Outcome) {
+        if let (Outcome::Refused(_), Some(qemu)) = (outcome, &self.qemu) {
+            qemu.release().await;
+        }
         self.wanted.vm.end_job();
         match outcome {
             Outcome::Lost(_) => {

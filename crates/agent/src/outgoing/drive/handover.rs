@@ -4,6 +4,7 @@ use super::super::bulk::RoundSum;
 use super::super::qemu::Stop;
 use super::Drive;
 use super::Event;
+use crate::journal::{Entry, JournalError};
 use crate::link::Link;
 use crate::peer;
 use std::sync::Arc;
@@ -29,6 +30,14 @@ impl Drive {
         if let Err(error) = qemu.keep_reading_end().await {
             return self.fact(Fact::QemuFailed(error.to_string()));
         }
+        let guest_ran = match qemu.observe_guest().await {
+            Ok(guest_ran) => guest_ran,
+            Err(error) => return self.fact(Fact::QemuFailed(error.to_string())),
+        };
+        if let Err(error) = self.note_run_state(guest_ran) {
+            return self.fact(Fact::JournalFailed(error.to_string()));
+        }
+        let Some(qemu) = &mut self.qemu else { return };
         self.gauge.marks.stop_sent = Some(Instant::now());
         let stopped = qemu.stop().await;
         self.gauge.marks.stopped = Some(Instant::now());
@@ -43,6 +52,18 @@ impl Drive {
             // The end of that stream is, or will be, reported by its reader.
             Ok(Stop::TooLate) => {}
             Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
+        }
+    }
+
+    /// The guest's user paused it, or let it run, since the job began: that is what is restored, here or there.
+    fn note_run_state(&mut self, guest_ran: bool) -> Result<(), JournalError> {
+        if guest_ran == self.guest_ran {
+            return Ok(());
+        }
+        self.guest_ran = guest_ran;
+        match &mut self.journal {
+            Some(journal) => journal.append(&Entry::GuestRan(guest_ran)),
+            None => Ok(()),
         }
     }
 

@@ -56,6 +56,8 @@ const MIN_PACE_BYTES_PER_SECOND: u64 = 256 << 10;
 const MAX_PACE_BYTES_PER_SECOND: u64 = 16 << 30;
 /// A rest that takes no longer is near the end: QEMU is let go, so that what it knows is told.
 const NEAR_THE_END: Duration = Duration::from_millis(300);
+/// With `--verify full` the guest may stand so long.
+const VERIFIED_STOP: Duration = Duration::from_secs(600);
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
@@ -75,14 +77,25 @@ pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8
     let (events, inbox) = mpsc::unbounded_channel();
     let max_downtime = Duration::from_millis(wanted.options.max_downtime_ms);
     let policy = Box::new(Watched { policy: Precopy::new(max_downtime), decided: Arc::default() });
-    let timeout = Duration::from_secs(wanted.options.timeout_seconds);
+    let limits = limits(&wanted.options);
     let mut drive = Drive::new(agent, job, wanted, key, events);
     drive.decided = Arc::clone(&policy.decided);
-    let limits = Limits { timeout, ..Limits::default() };
     let mut effects = Vec::new();
     drive.machine = Some(Source::begin(policy, limits, &mut effects));
     drive.effects.extend(effects);
     drive.run(inbox).await;
+}
+
+/// The bounds of a job.
+fn limits(options: &sterna_api::MigrateOptions) -> Limits {
+    let longest = Duration::from_millis(options.max_downtime_ms).saturating_mul(2);
+    // Reading all memory again takes its time with the guest stopped; it was asked for.
+    let least = if options.verify_full { VERIFIED_STOP } else { Limits::default().stop };
+    Limits {
+        timeout: Duration::from_secs(options.timeout_seconds),
+        stop: least.max(longest),
+        ..Limits::default()
+    }
 }
 
 /// Takes a job up again that ended in *offered*.
@@ -187,7 +200,7 @@ impl Drive {
                 self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
             tokio::select! {
                 biased;
-                Some(event) = inbox.recv() => self.event(event).await,
+                // Deadlines and the user come before a peer that talks without end.
                 timer = fire(next) => {
                     self.timers.remove(&timer);
                     self.fact(Fact::TimerFired(timer));
@@ -196,6 +209,7 @@ impl Drive {
                     cancelled = true;
                     self.fact(Fact::CancelRequested);
                 }
+                Some(event) = inbox.recv() => self.event(event).await,
                 _ = tick.tick() => self.tick().await,
             }
         }
@@ -329,10 +343,13 @@ impl Drive {
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
                 Effect::DestroyGuest => self.destroy_guest().await,
                 Effect::SetTimer(timer, after) => {
-                    self.timers.insert(timer, tokio::time::Instant::now() + after);
+                    // A time-out beyond what a clock can count is none.
+                    if let Some(at) = tokio::time::Instant::now().checked_add(after) {
+                        self.timers.insert(timer, at);
+                    }
                 }
                 Effect::ClearTimer(timer) => drop(self.timers.remove(&timer)),
-                Effect::End(outcome) => self.end(&outcome),
+                Effect::End(outcome) => self.end(&outcome).await,
             }
         }
     }
@@ -394,8 +411,10 @@ impl Drive {
         let (process, events) = (Arc::clone(&self.wanted.live.process), self.events.clone());
         let log = self.wanted.vm.record().log;
         tokio::spawn(async move {
-            let exit = process.exited().await.ok();
-            let _ = events.send(Event::QemuDied(describe_exit(exit) + &quote_log(&log)));
+            // Not to be able to watch is not to see it end.
+            if let Ok(exit) = process.exited().await {
+                let _ = events.send(Event::QemuDied(describe_exit(Some(exit)) + &quote_log(&log)));
+            }
         });
     }
 }
