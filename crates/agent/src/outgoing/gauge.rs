@@ -137,8 +137,8 @@ impl Gauge {
     }
 
     /// More pages became known to be dirty since the facts were put together.
-    pub(super) fn recount(&self, facts: &mut RoundFacts, bulk: &Bulk) {
-        facts.dirty_pages = bulk.waiting_pages();
+    pub(super) fn recount(&self, facts: &mut RoundFacts, bulk: &Bulk, untold_pages: u64) {
+        facts.dirty_pages = bulk.waiting_pages() + untold_pages;
         facts.rest_bytes = self.cost_of(facts.dirty_pages);
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Subject {
     pub ram_block: BlockName,
     /// Its length.
     pub ram_bytes: ByteCount,
+    /// What executes the guest.
+    pub accelerator: Accelerator,
 }
 
 /// Looks at the options: what this version cannot do is refused by name.
@@ -56,13 +58,17 @@ pub(super) fn check_options(options: &MigrateOptions) -> Vec<Refusal> {
 /// All reasons not to move it.
 pub(super) async fn examine(record: &Record, live: &Live) -> Result<Subject, Vec<Refusal>> {
     let facts = running_facts(record, &live.qmp).await.map_err(|error| vec![silent(&error)])?;
-    let mut refusals = match hindrances(&live.qmp, facts.ram_bytes).await {
+    let accelerator =
+        live.qmp.query_kvm().await.map_err(|error| vec![silent(&error.to_string())])?;
+    let mut refusals = match hindrances(&live.qmp, facts.ram_bytes, accelerator).await {
         Ok(refusals) => refusals,
         Err(error) => vec![silent(&error)],
     };
     let (ram_block, ram_bytes) = (facts.ram_block.clone(), facts.ram_bytes);
     match Description::from_argv(&record.definition, &facts) {
-        Ok(description) if refusals.is_empty() => Ok(Subject { description, ram_block, ram_bytes }),
+        Ok(description) if refusals.is_empty() => {
+            Ok(Subject { description, ram_block, ram_bytes, accelerator })
+        }
         Ok(_) => Err(refusals),
         Err(more) => {
             refusals.extend(more);
@@ -105,7 +111,11 @@ async fn running_facts(record: &Record, qmp: &Qmp) -> Result<RunningFacts, Strin
 }
 
 /// What keeps this QEMU from being moved now.
-async fn hindrances(qmp: &Qmp, ram_bytes: ByteCount) -> Result<Vec<Refusal>, String> {
+async fn hindrances(
+    qmp: &Qmp,
+    ram_bytes: ByteCount,
+    accelerator: Accelerator,
+) -> Result<Vec<Refusal>, String> {
     let failed = |error: sterna_host::qmp::QmpError| error.to_string();
     let mut refusals = Vec::new();
     let migration =
@@ -137,7 +147,7 @@ async fn hindrances(qmp: &Qmp, ram_bytes: ByteCount) -> Result<Vec<Refusal>, Str
     let version = qmp.query_version().await.map_err(failed)?;
     let forgetful = u64::from(version.qemu.major) < FIRST_COHERENT_MAJOR
         && ram_bytes.0.is_multiple_of(FAST_SYNC_BYTES);
-    if forgetful && qmp.query_kvm().await.map_err(failed)? == Accelerator::Tcg {
+    if forgetful && accelerator == Accelerator::Tcg {
         let reason = format!(
             "QEMU {version} under TCG loses dirty pages of a memory whose size ({ram_bytes}) is a multiple of 256 KiB"
         );

@@ -58,6 +58,15 @@ struct Before {
     downtime_limit: Option<u64>,
 }
 
+/// QEMU's own bookkeeping.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// Dirty syncs so far.
+    pub(super) syncs: u64,
+    /// Guest memory that is dirty and not written to the stream.
+    pub(super) remaining_bytes: u64,
+}
+
 /// How our stop went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
@@ -175,6 +184,16 @@ impl SourceQemu {
         self.qmp
             .set_migration_parameters(&MigrationParameters { max_bandwidth, ..Default::default() })
             .await
+    }
+
+    /// How far QEMU's own bookkeeping is.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub(super) async fn progress(&self) -> Result<Progress, QmpError> {
+        let migration = self.qmp.query_migrate().await?;
+        let remaining_bytes = migration.ram.as_ref().map_or(0, |ram| ram.remaining);
+        Ok(Progress { syncs: syncs(&migration), remaining_bytes })
     }
 
     /// Stops the guest, and makes sure that it was we who did.

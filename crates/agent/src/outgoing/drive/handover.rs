@@ -23,7 +23,7 @@ use sterna_wire::message as wire;
 impl Drive {
     /// Stops the guest, and lets QEMU make its last pass.
     pub(super) async fn stop_guest(&mut self) {
-        if self.pace.bytes_per_second.is_some() {
+        if self.pace.bytes_per_second.is_some() && self.may_unleash() {
             self.unleash().await;
         }
         let Some(qemu) = &mut self.qemu else { return };
@@ -43,6 +43,12 @@ impl Drive {
         self.gauge.marks.stopped = Some(Instant::now());
         match stopped {
             Ok(Stop::Ours { syncs }) => {
+                // Takes effect at the end of QEMU's window of 100 ms; with the guest stopped there is no race.
+                if self.pace.bytes_per_second.is_some()
+                    && let Err(error) = qemu.pace(None).await
+                {
+                    tracing::warn!(job = %self.job.id(), %error, "QEMU stays paced");
+                }
                 let finished = qemu.finish(syncs).await;
                 self.fact(Fact::GuestStopped);
                 if let Err(error) = finished {

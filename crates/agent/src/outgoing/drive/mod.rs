@@ -51,7 +51,13 @@ pub(super) use prepare::prepare_message;
 /// Pacing, progress and memory are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
 /// The least that QEMU may write per second: it then syncs a few times a second even if nothing is dirty.
-const MIN_PACE_BYTES_PER_SECOND: u64 = 256 << 10;
+const MIN_PACE_BYTES_PER_SECOND: u64 = 20_000;
+/// Where pacing begins.
+const FIRST_PACE_BYTES_PER_SECOND: u64 = 128 << 10;
+/// Dirty syncs in a tick that are enough.
+const LOOKS_PER_TICK: u64 = 2;
+/// A guest that dirties less is calm.
+const CALM_BYTES_PER_SECOND: u64 = 2 << 20;
 /// As much as no guest dirties for long.
 const MAX_PACE_BYTES_PER_SECOND: u64 = 16 << 30;
 /// A rest that takes no longer is near the end: QEMU is let go, so that what it knows is told.
