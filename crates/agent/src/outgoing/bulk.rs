@@ -17,7 +17,7 @@ use super::memory::SourceMemory;
 use super::worker::{InFlight, Order, Report, RoundDone, Shared, Totals, Worker};
 
 /// Memory for old contents and for digests of old contents, over all workers of a job.
-const CONTENT_CACHE_BYTES: usize = 12 << 20;
+const CONTENT_CACHE_BYTES: usize = 8 << 20;
 const DIGEST_BYTES: usize = 20 << 20;
 
 /// What the drive loop hears from workers.
