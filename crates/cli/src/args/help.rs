@@ -41,8 +41,8 @@ EXAMPLES:
 pub(super) const CHECK: &str = "\
 EXIT CODES:
   0  the peer can be reached, is trusted and takes VMs from us
-  1  it cannot be reached, or is not trusted
-  3  it would refuse a VM; the reasons are printed";
+  1  it cannot be reached
+  3  it is not trusted, or would refuse a VM; the reasons are printed";
 
 /// After `sterna plan --help`.
 pub(super) const PLAN: &str = "\
