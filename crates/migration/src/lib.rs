@@ -27,6 +27,8 @@
 //! Law 1 (never two running copies) is carried by types: the guest is resumed at the source only with a
 //! [`MayReturn`](source::MayReturn), at the destination only with an [`Entitlement`](destination::Entitlement), and the
 //! commit is sent only with a [`DurableOffer`](source::DurableOffer). Only the step that proves the right makes the token.
+//! A restarted agent has no machine of a job that was under way before the offer or after the commit: it acts on the
+//! journal's last record itself (the agent's `recovery`).
 #![no_std]
 
 extern crate alloc;

@@ -141,7 +141,7 @@ pub struct Final {
     /// The root of the memory, as the source read it.
     #[serde(with = "root")]
     pub root: Root,
-    /// Frames sent on each data connection, its Hello included ([`FrameWriter::frames`](crate::FrameWriter::frames)).
+    /// Frames sent on each data connection, its Hello not counted.
     pub frames_per_connection: Vec<u64>,
     /// Bytes in the device state, over all Tail frames.
     pub tail_bytes: u64,
@@ -223,7 +223,7 @@ impl Refused {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Applied {
-    /// Frames of each data connection that are in guest memory, its Hello included.
+    /// Frames of each data connection that are in guest memory, its Hello not counted.
     pub frames_per_connection: Vec<u64>,
 }
 

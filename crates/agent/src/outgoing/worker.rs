@@ -26,7 +26,7 @@ use super::memory::SourceMemory;
 const STARVED_WAIT: Duration = Duration::from_micros(300);
 /// And this is little.
 const STARVED_PAGES: usize = MAX_BATCH_PAGES / 4;
-/// A worker with nothing to do looks whether its job still exists so often.
+/// A worker with nothing to do waits so long at a time; when its job is dropped it is woken at once.
 const IDLE_WAIT: Duration = Duration::from_secs(60);
 
 /// What a worker is told.
