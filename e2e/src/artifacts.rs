@@ -1,5 +1,5 @@
-//! What the tests run: Sterna's own binary, the guest's kernel and initrd, QEMU in two versions, and
-//! the accelerator that works here.
+//! What the tests run: Sterna's own binary, the guest's kernel, initrd and applications, QEMU in two
+//! versions, and the accelerator that works here.
 
 use std::env;
 use std::fs::{self, File};
@@ -63,6 +63,22 @@ pub fn kernel_and_initrd() -> Result<(PathBuf, PathBuf)> {
         path.canonicalize().map_err(Error::io(format!("looking for {}", path.display())))
     };
     Ok((resolved(kernel)?, resolved(initrd)?))
+}
+
+/// The disk of applications, fetched and built if need be: a download of some 80 MB.
+///
+/// # Errors
+/// A script fails.
+pub fn applications() -> Result<PathBuf> {
+    static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
+        let path = cache().join("apps.img");
+        if !path.exists() {
+            script("build-apps").map_err(|error| error.to_string())?;
+        }
+        path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))
+    };
+    BUILT.get_or_init(build).clone().map_err(Error::Unavailable)
 }
 
 /// QEMU 10, fetched if need be.

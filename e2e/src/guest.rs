@@ -3,12 +3,49 @@
 use std::path::{Path, PathBuf};
 
 use crate::Result;
-use crate::artifacts::{Accelerator, QEMU, kernel_and_initrd};
+use crate::artifacts::{Accelerator, QEMU, applications, kernel_and_initrd};
 use crate::world::{GUEST_ADDRESS, TAP};
 
 /// Not a multiple of 256 KiB: before 9.0, QEMU under TCG forgets pages that a guest writes while it
 /// is migrated, but only in RAM whose length is such a multiple. Under KVM it is no matter.
 const MEMORY_KIB: u32 = 262_136;
+
+/// A program as people use it, from the disk of applications. What a unit of its work is, and what its
+/// passes check, is told in the guest's own sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Application {
+    /// A redis server with 64 MiB of values; work: commands processed.
+    Redis,
+    /// vim and somebody who types; work: edits made.
+    Edit,
+    /// Sound decoded in real time; work: KiB of it.
+    Audio,
+    /// Video decoded in real time; work: pictures.
+    Video,
+}
+
+impl Application {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Redis, Self::Edit, Self::Audio, Self::Video];
+
+    /// The first word of its load.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Edit => "edit",
+            Self::Audio => "audio",
+            Self::Video => "video",
+        }
+    }
+
+    /// The one that a load's first word names, if it is one.
+    #[must_use]
+    pub fn of_load(load: &str) -> Option<Self> {
+        let name = load.split_whitespace().next()?;
+        Self::ALL.into_iter().find(|application| application.name() == name)
+    }
+}
 
 /// A guest to be; every method changes one thing of a plain one (pc, 1 CPU, 256 MiB, idle).
 #[derive(Clone, Debug)]
@@ -97,6 +134,14 @@ impl Guest {
         self
     }
 
+    /// An application with its defaults; redis has a network card on the host's tap. A [`Self::load`] that
+    /// begins with an application's name has its disk too.
+    #[must_use]
+    pub fn application(mut self, application: Application) -> Self {
+        self.has_tap |= application == Application::Redis;
+        self.load(application.name())
+    }
+
     /// A raw disk image, which the guest writes and reads back all the time.
     #[must_use]
     pub fn disk(mut self, image: &Path) -> Self {
@@ -121,7 +166,7 @@ impl Guest {
     /// QEMU's program and arguments; what the guest prints goes to the file `serial`.
     ///
     /// # Errors
-    /// The kernel or the initrd cannot be had.
+    /// The kernel, the initrd or the disk of applications cannot be had.
     pub fn argv(&self, serial: &Path) -> Result<Vec<String>> {
         self.argv_with(Accelerator::here()?, serial)
     }
@@ -153,6 +198,11 @@ impl Guest {
                 format!("file={},format=raw,if=none,id=disk0,cache=none", shown(image)),
             );
             option("device", "virtio-blk-pci,drive=disk0,id=vda".to_owned());
+        }
+        if Application::of_load(&self.load).is_some() {
+            let image = shown(&applications()?);
+            option("drive", format!("file={image},format=raw,if=none,id=apps,readonly=on"));
+            option("device", "virtio-blk-pci,drive=apps,id=apps0".to_owned());
         }
         if self.has_tap {
             option("netdev", format!("tap,id=net0,ifname={TAP},script=no,downscript=no"));

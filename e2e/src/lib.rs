@@ -1,16 +1,17 @@
 //! End-to-end tests on real QEMU: two network namespaces are two hosts.
 //!
 //! The library is the harness, for the tests in `tests/` and for the benchmark. From the bottom up:
-//! [`command`] runs programs, [`World`] is the networks, [`Guest`] an argument vector for QEMU,
-//! [`Host`] an agent in a namespace, [`GuestLog`] what a guest says about itself, [`Prober`] what a
-//! client sees, [`Vm`] a guest that is moved, and [`story`] puts them together. It knows of Sterna only
-//! what a user knows: the command line, the configuration, the report.
+//! [`command`] runs programs, [`World`] is the networks with a [`Link`] between the hosts, [`Guest`] an
+//! argument vector for QEMU, [`Host`] an agent in a namespace, [`GuestLog`] what a guest says about
+//! itself, [`Prober`] what a client sees, [`Vm`] a guest that is moved, and [`story`] puts them together.
+//! It knows of Sterna only what a user knows: the command line, the configuration, the report.
 //!
 //! Needs root, QEMU and iproute2. Two worlds run at a time on a machine, in whatever process.
 
 mod artifacts;
 pub mod command;
 mod configuration;
+mod emulated;
 mod error;
 mod guest;
 mod host;
@@ -22,10 +23,13 @@ mod story;
 mod vm;
 mod world;
 
-pub use artifacts::{Accelerator, QEMU, cache, kernel_and_initrd, qemu10, repository, sterna};
+pub use artifacts::{
+    Accelerator, QEMU, applications, cache, kernel_and_initrd, qemu10, repository, sterna,
+};
 pub use configuration::{Authority, HostSetup, Peer};
+pub use emulated::{EmulatedLink, Link};
 pub use error::{Error, Result, expect_that};
-pub use guest::Guest;
+pub use guest::{Application, Guest};
 pub use host::{Host, MOVE_LIMIT, with_json};
 pub use log::{GuestLog, Mark, Tick};
 pub use prober::{ProbeReport, Prober, ask_guest};

@@ -1,5 +1,6 @@
 //! One QMP client, blocking: for what a user might do to a guest beside Sterna.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    /// Events that came while something else was waited for.
+    events: VecDeque<Value>,
     socket: PathBuf,
 }
 
@@ -29,7 +32,8 @@ impl Qmp {
         let writer = UnixStream::connect(socket).map_err(Error::io(doing()))?;
         writer.set_read_timeout(Some(ANSWER_LIMIT)).map_err(Error::io(doing()))?;
         let reader = BufReader::new(writer.try_clone().map_err(Error::io(doing()))?);
-        let mut qmp = Self { reader, writer, socket: socket.to_path_buf() };
+        let mut qmp =
+            Self { reader, writer, events: VecDeque::new(), socket: socket.to_path_buf() };
         qmp.message("the greeting")?;
         qmp.command("qmp_capabilities")?;
         Ok(qmp)
@@ -43,7 +47,7 @@ impl Qmp {
         self.command_with(name, &json!({}))
     }
 
-    /// A command with arguments; gives what it returns. Events that come in between are dropped.
+    /// A command with arguments; gives what it returns. Events that come in between are kept.
     ///
     /// # Errors
     /// QEMU refuses it, or is gone.
@@ -57,6 +61,36 @@ impl Qmp {
             }
             if let Some(error) = message.get("error") {
                 return Err(Error::unexpected(name, "a return", error));
+            }
+            self.events.push_back(message);
+        }
+    }
+
+    /// An event that has been read already, while something else was waited for.
+    pub fn take_event(&mut self) -> Option<Value> {
+        self.events.pop_front()
+    }
+
+    /// The next event, in the order in which QEMU sent them.
+    ///
+    /// # Errors
+    /// None comes in ten seconds, or QEMU is gone.
+    pub fn event(&mut self) -> Result<Value> {
+        match self.events.pop_front() {
+            Some(event) => Ok(event),
+            None => self.message("an event"),
+        }
+    }
+
+    /// Passes over events up to the first that `is_wanted`.
+    ///
+    /// # Errors
+    /// As for [`Self::event`].
+    pub fn wait_for_event(&mut self, is_wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        loop {
+            let event = self.event()?;
+            if is_wanted(&event) {
+                return Ok(event);
             }
         }
     }

@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 
 use crate::artifacts::check_machine;
 use crate::configuration::{HostSetup, shared_folder};
+use crate::emulated::Link;
 use crate::host::Host;
 use crate::world::{GuestNetwork, Side, World};
 use crate::{Error, Result};
 
-/// What a story begins with; plain: both hosts accept each other, no network for guests.
+/// What a story begins with; plain: a wire without limits, both hosts accept each other, no network for
+/// guests.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     /// Whether guests have a network.
     pub guest_network: GuestNetwork,
+    /// The wire between the hosts.
+    pub link: Link,
     /// The host where guests are started.
     pub alpha: HostSetup,
     /// The host where they go.
@@ -35,7 +39,7 @@ impl Pair {
     /// # Errors
     /// Anything that is missing or fails.
     pub fn start(setup: &Setup) -> Result<Self> {
-        let world = World::new(setup.guest_network)?;
+        let world = World::with_link(setup.guest_network, setup.link)?;
         fs::create_dir_all(shared_folder(&world)).map_err(Error::io("making the shared folder"))?;
         let alpha = Host::start(&world, Side::Alpha, &setup.alpha)?;
         let beta = Host::start(&world, Side::Beta, &setup.beta)?;
@@ -63,6 +67,11 @@ impl Pair {
     #[must_use]
     pub const fn world(&self) -> &World {
         &self.world
+    }
+
+    /// The networks, to end an emulated wire.
+    pub const fn world_mut(&mut self) -> &mut World {
+        &mut self.world
     }
 
     /// A folder that both hosts see.

@@ -23,7 +23,7 @@ const TICK_LIMIT: Duration = Duration::from_secs(20);
 /// The source's QEMU is ended after the command has returned, at the latest.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// A guest that was started through an agent.
+/// A guest that an agent has.
 #[derive(Debug)]
 pub struct Vm {
     name: String,
@@ -53,10 +53,18 @@ impl Vm {
         let mut words = vec!["vm", "start", guest.name(), "--"];
         words.extend(argv.iter().map(String::as_str));
         host.run(&words)?.success()?;
-        let view = host.vm(guest.name())?;
+        Self::of(pair, guest.name())
+    }
+
+    /// One that alpha's agent has already; waits until its load runs.
+    ///
+    /// # Errors
+    /// The agent does not know it, or it does not come up.
+    pub fn of(pair: &Pair, name: &str) -> Result<Self> {
+        let view = pair.host(Side::Alpha).vm(name)?;
         let log = GuestLog::new(&serial_of(&view)?);
         let pid = pid_of(&view)?;
-        let vm = Self { name: guest.name().to_owned(), at: Side::Alpha, pid, log };
+        let vm = Self { name: name.to_owned(), at: Side::Alpha, pid, log };
         let start = vm.log.mark()?;
         vm.log.wait_for_line("LOAD READY", start, BOOT_LIMIT).or_else(|error| {
             // It may have been there before the log was first looked at.

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   namespace alpha                    namespace beta
-//!     wire 10.77.0.1 ------ veth ------ wire 10.77.0.2      shaped at both ends, counted
+//!     wire 10.77.0.1 ------ veth ------ wire 10.77.0.2      shaped at both ends, counted;
+//!                                                           or TUNs and an emulated link
 //!     lan (bridge) + guest0 (tap)       lan (bridge) + guest0 (tap)
 //!        |                                 |
 //!        +--- veth ---- lan (bridge) ------+
@@ -21,6 +22,7 @@ use serde_json::Value;
 use sterna_model::Rate;
 
 use crate::command::{tool, tool_line, wait_for};
+use crate::emulated::{Emulator, Link};
 use crate::residue::{Residue, processes_in};
 use crate::{Error, Result};
 
@@ -97,6 +99,9 @@ pub enum GuestNetwork {
 /// runs in them.
 #[derive(Debug)]
 pub struct World {
+    // Dropped before the namespaces that it is in.
+    emulator: Option<Emulator>,
+    link: Link,
     residue: Residue,
 }
 
@@ -106,7 +111,15 @@ impl World {
     /// # Errors
     /// A tool fails.
     pub fn new(guest_network: GuestNetwork) -> Result<Self> {
-        let world = Self { residue: Residue::claim()? };
+        Self::with_link(guest_network, Link::Plain)
+    }
+
+    /// The same with a wire of this kind.
+    ///
+    /// # Errors
+    /// A tool fails, or there can be no such link.
+    pub fn with_link(guest_network: GuestNetwork, link: Link) -> Result<Self> {
+        let mut world = Self { emulator: None, link, residue: Residue::claim()? };
         for side in Side::BOTH {
             make_namespace(&world.namespace(side))?;
         }
@@ -141,11 +154,32 @@ impl World {
         command_in(&self.clients(), program)
     }
 
-    /// Limits the wire to `rate` in each direction.
+    /// The kind of the wire.
+    #[must_use]
+    pub const fn link(&self) -> Link {
+        self.link
+    }
+
+    /// Ends an emulated wire, which carries nothing from now on; gives what the emulator has counted
+    /// (see its `--help`). A plain one has counted nothing.
     ///
     /// # Errors
-    /// `tc` fails.
+    /// It is not an emulated one, was ended before, or the emulator has failed.
+    pub fn end_link(&mut self) -> Result<Value> {
+        let emulator = self.emulator.take();
+        let missing =
+            || Error::unexpected("ending the wire", "an emulated one", "none, or no more");
+        emulator.ok_or_else(missing)?.finish()
+    }
+
+    /// Limits a plain wire to `rate` in each direction.
+    ///
+    /// # Errors
+    /// `tc` fails, or the wire is emulated: two limits in a row are no link that anybody meant.
     pub fn shape(&self, rate: Rate) -> Result<()> {
+        if self.link != Link::Plain {
+            return Err(Error::unexpected("shaping the wire", "a plain one", "an emulated one"));
+        }
         let bits = rate.bytes_per_second * 8;
         let burst = (rate.bytes_per_second / 500).max(BURST_MIN_BYTES);
         for side in Side::BOTH {
@@ -156,7 +190,7 @@ impl World {
         Ok(())
     }
 
-    /// Takes the limit off again, or joins the wire that was cut.
+    /// Takes the limit off again, or joins the wire that was cut. What an emulated link emulates stays.
     ///
     /// # Errors
     /// `tc` fails, or there was none.
@@ -167,7 +201,7 @@ impl World {
         Ok(())
     }
 
-    /// Cuts the wire: packets are lost, no connection is told.
+    /// Cuts the wire: packets are lost, no connection is told. On an emulated wire, those under way arrive.
     ///
     /// # Errors
     /// `tc` fails.
@@ -228,12 +262,14 @@ impl World {
         self.residue.namespace("clients")
     }
 
-    fn lay_wire(&self) -> Result<()> {
-        let [alpha, beta] = Side::BOTH.map(|side| self.namespace(side));
-        tool_line("ip", &format!("link add wire netns {alpha} type veth peer wire netns {beta}"))?;
+    fn lay_wire(&mut self) -> Result<()> {
+        let namespaces = Side::BOTH.map(|side| self.namespace(side));
+        match &self.link {
+            Link::Plain => lay_veth(&namespaces)?,
+            Link::Emulated(link) => self.emulator = Some(Emulator::start(link, &namespaces)?),
+        }
         for side in Side::BOTH {
             let namespace = self.namespace(side);
-            bring_up(&namespace, "wire")?;
             tool_line("ip", &format!("-n {namespace} addr add {}/24 dev wire", side.address()))?;
         }
         Ok(())
@@ -274,6 +310,12 @@ fn command_in(namespace: &str, program: &Path) -> Command {
 fn make_namespace(name: &str) -> Result<()> {
     tool("ip", ["netns", "add", name])?;
     tool_line("ip", &format!("-n {name} link set lo up")).map(drop)
+}
+
+fn lay_veth(namespaces: &[String; 2]) -> Result<()> {
+    let [alpha, beta] = namespaces;
+    tool_line("ip", &format!("link add wire netns {alpha} type veth peer wire netns {beta}"))?;
+    namespaces.iter().try_for_each(|namespace| bring_up(namespace, "wire"))
 }
 
 fn make_bridge(namespace: &str) -> Result<()> {

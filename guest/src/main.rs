@@ -4,8 +4,13 @@
 //! (seed, page index, sequence number), writes to it as the named load says, and keeps sweeping it:
 //! a page that a migration lost, left stale or corrupted is printed as `SWEEP BAD`. See [`options`]
 //! for the loads and keys, [`page`] for the format of a page, [`run`] for the lines it prints.
+//!
+//! A load may be an application instead, which says of itself in the same lines how it is: see
+//! [`application`]. `sterna-load material …` makes what the applications work on: see [`material`].
 
+mod application;
 mod disk;
+mod material;
 mod options;
 mod pace;
 mod page;
@@ -20,11 +25,15 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match options::Options::parse(&arguments) {
-        Ok(options) => run::run(&options),
-        Err(error) => {
-            println!("LOAD REFUSED {error}");
-            ExitCode::from(2)
-        }
+    if let Some(asked) = material::asked(&arguments) {
+        return asked;
     }
+    let ended = match application::options::ApplicationOptions::parse(&arguments) {
+        Some(parsed) => parsed.map(|options| application::run(&options)),
+        None => options::Options::parse(&arguments).map(|options| run::run(&options)),
+    };
+    ended.unwrap_or_else(|error| {
+        println!("LOAD REFUSED {error}");
+        ExitCode::from(2)
+    })
 }

@@ -78,10 +78,12 @@ pub(crate) enum DiskLoad {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OptionsError {
     /// No load was named.
-    #[error("no load named: idle, uniform, hotset, sparse or rewrite")]
+    #[error("no load named: expected idle, uniform, hotset, sparse, rewrite or an application")]
     NoLoad,
     /// The load is none of ours.
-    #[error("unknown load '{0}': expected idle, uniform, hotset, sparse or rewrite")]
+    #[error(
+        "unknown load '{0}': expected idle, uniform, hotset, sparse, rewrite, redis, edit, audio or video"
+    )]
     UnknownLoad(String),
     /// An argument is not `key=value` with a known key.
     #[error("unknown argument '{0}'")]
@@ -159,7 +161,7 @@ fn parse_load(name: &str) -> Result<LoadKind, OptionsError> {
     })
 }
 
-fn parse_disk(value: &str) -> Result<DiskLoad, OptionsError> {
+pub(crate) fn parse_disk(value: &str) -> Result<DiskLoad, OptionsError> {
     if value == "check" {
         return Ok(DiskLoad::Check);
     }
@@ -189,7 +191,7 @@ fn parse_rate(value: &str) -> Result<Rate, OptionsError> {
     })
 }
 
-fn parse_bytes(value: &str) -> Option<u64> {
+pub(crate) fn parse_bytes(value: &str) -> Option<u64> {
     let (digits, shift) = match value.as_bytes().last()? {
         b'k' | b'K' => (&value[..value.len() - 1], 10),
         b'm' | b'M' => (&value[..value.len() - 1], 20),
@@ -205,7 +207,11 @@ fn parse_percent(key: &'static str, value: &str) -> Result<u8, OptionsError> {
     })
 }
 
-fn parse_number(key: &'static str, value: &str, least: u64) -> Result<u64, OptionsError> {
+pub(crate) fn parse_number(
+    key: &'static str,
+    value: &str,
+    least: u64,
+) -> Result<u64, OptionsError> {
     value.parse::<u64>().ok().filter(|number| *number >= least).ok_or_else(|| {
         OptionsError::BadValue { key, found: value.to_owned(), expected: "a number in range" }
     })

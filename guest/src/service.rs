@@ -1,10 +1,10 @@
-//! The guest's network services: an echo for probers (port 7) and a control port (7000).
+//! The guest's network services: an echo for probers (port 7, TCP and UDP) and a control port (7000).
 //!
 //! Control takes lines: `sweep` answers `OK …` or `BAD …` after a whole sweep, `stats` answers one
 //! line of counts. Anything else answers `UNKNOWN`. One thread per client, a bounded number.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{
     Arc,
@@ -33,6 +33,7 @@ pub(crate) fn start(requests: &Sender<Request>) {
     }
     let requests = requests.clone();
     listen(ECHO_PORT, echo);
+    echo_datagrams();
     listen(CONTROL_PORT, move |client| control(client, &requests));
 }
 
@@ -60,6 +61,25 @@ where
                 let _ = serve(client);
                 clients.fetch_sub(1, Ordering::Relaxed);
             });
+        }
+    });
+}
+
+fn echo_datagrams() {
+    let socket = match UdpSocket::bind((Ipv4Addr::UNSPECIFIED, ECHO_PORT)) {
+        Ok(socket) => socket,
+        Err(error) => {
+            println!("PORT {ECHO_PORT} FAILED {error}");
+            return;
+        }
+    };
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        loop {
+            // A datagram that cannot be answered is lost, as datagrams may be.
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
         }
     });
 }
