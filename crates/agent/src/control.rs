@@ -12,7 +12,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::agent::Agent;
-use crate::jobs::Job;
+use crate::jobs::{Ended, Job, Role};
 use crate::{checkup, machines, outgoing};
 
 /// Bytes in a request, at most: QEMU's arguments are the longest part.
@@ -177,7 +177,7 @@ fn cancel(job: &Job) -> Result<Response, ApiError> {
             ended.state
         )));
     }
-    if job.role() == crate::jobs::Role::Destination {
+    if job.role() == Role::Destination {
         let why = format!("the job {} is the source's: cancel it on {}", job.id(), job.peer());
         return Err(ApiError::failed(why));
     }
@@ -200,14 +200,31 @@ fn report(job: &Job) -> Result<Response, ApiError> {
             Err(ApiError::failed(format!("the job {} is not over: {}", job.id(), status.phase)))
         }
         (None, Some(ended)) => {
-            let why = format!(
-                "the job {} has no report here ({}); its source has it",
-                job.id(),
+            let why = match job.role() {
+                Role::Destination => format!("its source, {}, has it", job.peer()),
+                Role::Source => ended.error.unwrap_or_else(|| "the agent died in it".into()),
+            };
+            let id = job.id();
+            Err(ApiError::failed(format!(
+                "the job {id} has no report here ({}): {why}",
                 ended.state
-            );
-            Err(ApiError::failed(why))
+            )))
         }
     }
+}
+
+/// How a job ended whose report another host has, or that was cut off with its agent.
+fn without_report(job: &Job, ended: &Ended) -> Response {
+    let why = ended.error.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let message = format!("the job {} has ended: {}{why}", job.id(), ended.state);
+    let exit_code = match &*ended.state {
+        "done" | "running" => return Response::Text(message),
+        "refused" => 3,
+        "unknown" => 4,
+        "cancelled" => 130,
+        _ => 1,
+    };
+    Response::Error(ApiError { exit_code, ..ApiError::failed(message) })
 }
 
 /// Tells a client how a job goes on, to its end. That the client goes away does not end the job.
@@ -220,9 +237,7 @@ async fn follow(client: &mut Client, job: &Job) -> std::io::Result<()> {
         if let Some(ended) = status.ended {
             let response = match status.report {
                 Some(report) => Response::Report(report),
-                None => {
-                    Response::Text(format!("{}: {}", ended.state, ended.error.unwrap_or_default()))
-                }
+                None => without_report(job, &ended),
             };
             return client.tell(&response).await;
         }

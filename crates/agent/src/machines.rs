@@ -70,7 +70,6 @@ pub(crate) async fn adopt(
 ) -> Result<VmView, ApiError> {
     let _reserved = reserve(agent, &name)?;
     free_name(agent, &name)?;
-    let place = place_of(agent, &name)?;
     let pid = match pid {
         Some(pid) => i32::try_from(pid)
             .map_err(|_| ApiError::usage("expected a process id, found a larger number"))?,
@@ -78,6 +77,7 @@ pub(crate) async fn adopt(
     };
     let process = Process::attach(pid).map_err(|error| ApiError::failed(error.to_string()))?;
     let process = process.ok_or_else(|| ApiError::failed(format!("there is no process {pid}")))?;
+    not_had(agent, &process)?;
     let argv = argv_of(pid).map_err(|error| {
         ApiError::failed(format!("cannot read the arguments of {pid}: {error}"))
     })?;
@@ -86,7 +86,10 @@ pub(crate) async fn adopt(
     let directory =
         std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
     let live = Live::attach(process, qmp).await.map_err(|error| failed(&error))?;
-    let mut record = fresh_record(name, uuid_of(&live.qmp).await?, &place, argv);
+    runs_in(&live, qmp).await?;
+    let uuid = uuid_of(&live.qmp).await?;
+    let place = place_of(agent, &name)?;
+    let mut record = fresh_record(name, uuid, &place, argv);
     record.agent_qmp = qmp.to_path_buf();
     record.user_qmp = None;
     record.directory = directory;
@@ -164,6 +167,36 @@ fn free_name(agent: &Agent, name: &VmName) -> Result<(), ApiError> {
             ..ApiError::failed(format!("whose {name} is is not known; look at both hosts"))
         }),
         _ => Ok(()),
+    }
+}
+
+/// One QEMU under two names could be moved twice.
+fn not_had(agent: &Agent, process: &Process) -> Result<(), ApiError> {
+    let all = agent.registry.all();
+    let had = all.iter().map(|vm| vm.record()).find(|it| it.process == Some(id_of(process)));
+    match had {
+        Some(record) => Err(ApiError::failed(format!(
+            "the process {} is the VM {} here already",
+            process.pid(),
+            record.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// That the monitor is this process's: after a move it is ended, and must be the one that was moved.
+async fn runs_in(live: &Live, qmp: &Path) -> Result<(), ApiError> {
+    let cpus = live.qmp.query_cpus_fast().await;
+    let cpus = cpus.map_err(|error| ApiError::failed(error.to_string()))?;
+    let pid = live.process.pid();
+    let is_its = |thread: i64| Path::new(&format!("/proc/{pid}/task/{thread}")).exists();
+    match cpus.iter().map(|cpu| cpu.thread_id).find(|thread| !is_its(*thread)) {
+        None if !cpus.is_empty() => Ok(()),
+        stranger => Err(ApiError::failed(format!(
+            "the process {pid} is not the QEMU behind {}: expected the guest's processors among its threads, found {}",
+            qmp.display(),
+            stranger.map_or("none".into(), |thread| format!("thread {thread} elsewhere"))
+        ))),
     }
 }
 

@@ -42,6 +42,11 @@ pub(crate) fn print_plan(plan: &Plan, console: &mut Console) -> u8 {
     if plan.refusals.is_empty() { 0 } else { REFUSED }
 }
 
+/// Prints a sentence.
+pub(crate) fn print_message(message: &str, console: &mut Console) {
+    console.value(&Message { message }, || message.to_owned());
+}
+
 fn print(response: Response, console: &mut Console) -> Result<u8, Failure> {
     match response {
         Response::Vm(vm) => console.value(&vm, || render::vm(&vm)),
@@ -51,7 +56,7 @@ fn print(response: Response, console: &mut Console) -> Result<u8, Failure> {
         Response::Plan(plan) => return Ok(print_plan(&plan, console)),
         Response::Check(check) => return Ok(print_check(&check, console)),
         Response::Text(message) => {
-            console.value(&Message { message: &message }, || message.clone())
+            print_message(&message, console);
         }
         Response::Error(error) => return Err(Failure::Api(error)),
         Response::Started { .. } | Response::Progress(_) => return Err(Failure::WrongAnswer),

@@ -25,7 +25,7 @@ mod tests;
 
 pub use certificate::{Validity, peer_name};
 pub use connection::{Connection, LinkOptions};
-pub use data::{Closer, DataStream};
+pub use data::{DataHandle, DataStream};
 pub use error::{Blame, IdentityError, TlsError};
 pub use frames::{FrameStreamError, read_frame, write_frame};
 pub use identity::{TlsFiles, TlsIdentity};

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sterna_host::memory::BlockMemory;
-use sterna_host::tls::{Closer, DataStream};
+use sterna_host::tls::{DataHandle, DataStream};
 use sterna_model::{ByteCount, Root};
 use sterna_page_codec::PageKey;
 use sterna_qemu_stream::{Command, Configuration, RamSection};
@@ -65,7 +65,7 @@ pub(super) struct Streams {
 struct Connected {
     applied: Arc<Applied>,
     memory: Sender<Arc<DestinationMemory>>,
-    closer: Closer,
+    handle: DataHandle,
 }
 
 impl Streams {
@@ -110,7 +110,7 @@ impl Streams {
         })?;
         let (sender, memory): (_, Channel<_>) = channel();
         let applied = Arc::new(Applied::default());
-        let closer = connection.link.closer().map_err(|error| error.to_string())?;
+        let handle = connection.link.handle().map_err(|error| error.to_string())?;
         let receiver = Receiver {
             link: connection.link,
             frames: connection.frames,
@@ -128,7 +128,7 @@ impl Streams {
                 report(StreamEvent::Failed(why));
             }
         })?;
-        *slot = Some(Connected { applied, memory: sender, closer });
+        *slot = Some(Connected { applied, memory: sender, handle });
         Ok(())
     }
 
@@ -279,7 +279,7 @@ impl Streams {
     /// Ends all threads.
     pub(super) fn close(&mut self) {
         for connected in self.receivers.drain(..).flatten() {
-            connected.closer.close();
+            connected.handle.close();
         }
         self.loader = None;
     }

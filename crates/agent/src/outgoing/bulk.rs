@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sterna_host::tls::{Closer, DataStream};
+use sterna_host::tls::{DataHandle, DataStream};
 use sterna_migration::tracker::{Round, Tracker};
 use sterna_model::{PageId, Rate, Root};
 use sterna_page_codec::{Effort, Encoder, EncoderConfig, Governor, Known, PageKey};
@@ -44,7 +44,7 @@ pub(super) struct Bulk {
 struct Connected {
     orders: Sender<Order>,
     in_flight: Arc<InFlight>,
-    closer: Closer,
+    handle: DataHandle,
 }
 
 /// A round, while its workers are at it.
@@ -199,11 +199,18 @@ impl Bulk {
         histogram
     }
 
+    /// Bytes that were written and have not arrived: they are ahead of whatever is written next.
+    pub(super) fn unacknowledged_bytes(&self) -> usize {
+        let of_each = self.workers.iter().map(|worker| worker.handle.unacknowledged_bytes());
+        // A connection that cannot be asked is not waited for.
+        of_each.map(|bytes| bytes.unwrap_or(0)).sum()
+    }
+
     /// Breaks off: workers that wait for the link end at once.
     pub(super) fn abandon(&mut self) {
         self.shared.abandon();
         for worker in self.workers.drain(..) {
-            worker.closer.close();
+            worker.handle.close();
         }
     }
 
@@ -243,7 +250,7 @@ fn start_worker(
     };
     let (orders, inbox) = channel();
     let in_flight = Arc::new(InFlight::default());
-    let closer = link.closer().map_err(|error| error.to_string())?;
+    let handle = link.handle().map_err(|error| error.to_string())?;
     let reports = Arc::clone(reports);
     let worker = Worker {
         number,
@@ -259,5 +266,5 @@ fn start_worker(
     let spawned =
         thread::Builder::new().name(format!("sterna-send-{number}")).spawn(move || worker.run());
     spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
-    Ok(Connected { orders, in_flight, closer })
+    Ok(Connected { orders, in_flight, handle })
 }

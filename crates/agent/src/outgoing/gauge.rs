@@ -136,6 +136,15 @@ impl Gauge {
         }
     }
 
+    /// As [`Self::round_ended`], of a round over pages most of which the destination had already: what such pages cost says
+    /// nothing of those that follow.
+    pub(super) fn round_over_known(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
+        let page_cost = self.page_cost;
+        let facts = self.round_ended(round, bulk);
+        self.page_cost = page_cost;
+        facts
+    }
+
     /// More pages became known to be dirty since the facts were put together.
     pub(super) fn recount(&self, facts: &mut RoundFacts, bulk: &Bulk, untold_pages: u64) {
         facts.dirty_pages = bulk.waiting_pages() + untold_pages;

@@ -35,6 +35,8 @@ const RELEASED_DOWNTIME_MS: u64 = 2_000_000;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// With the guest stopped, QEMU looks for dirty pages some thousand times a second, or after a window of 100 ms.
 const SYNC_DEADLINE: Duration = Duration::from_millis(500);
+/// So many looks after the stop, and everything is known and told.
+const SYNCS_WANTED: u64 = 3;
 /// QEMU leaves its last pass within this.
 const CONT_DEADLINE: Duration = Duration::from_secs(5);
 /// A migration that was told to end does so within this.
@@ -65,6 +67,28 @@ pub(super) struct Progress {
     pub(super) syncs: u64,
     /// Guest memory that is dirty and not written to the stream.
     pub(super) remaining_bytes: u64,
+}
+
+/// How the guest is found before our stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guest {
+    /// It runs.
+    Runs,
+    /// Its user paused it.
+    Paused,
+    /// QEMU completes by itself.
+    StoppedByQemu,
+}
+
+/// What QEMU does after our stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// It knows all that is dirty, and waits to be let go.
+    Enough,
+    /// It does not look; by its downtime limit it looks once more as it ends.
+    TooFew,
+    /// It has looked, and ends by itself: its user has let it go.
+    Ends,
 }
 
 /// How our stop went.
@@ -117,14 +141,19 @@ impl SourceQemu {
     ///
     /// # Errors
     /// When it neither runs nor is paused: such a guest cannot be handed over as it is.
-    pub(super) async fn observe_guest(&mut self) -> Result<bool, QmpError> {
+    pub(super) async fn observe_guest(&mut self) -> Result<Guest, QmpError> {
         let status = self.qmp.query_status().await?;
-        if !status.running && !matches!(status.status, RunState::Paused | RunState::Prelaunch) {
-            let expected = "a guest that runs or is paused".to_owned();
-            return Err(QmpError::Protocol { expected, found: format!("{:?}", status.status) });
-        }
+        let guest = match status.status {
+            _ if status.running => Guest::Runs,
+            RunState::Paused | RunState::Prelaunch => Guest::Paused,
+            RunState::FinishMigrate | RunState::PostMigrate => return Ok(Guest::StoppedByQemu),
+            other => {
+                let expected = "a guest that runs or is paused".to_owned();
+                return Err(QmpError::Protocol { expected, found: format!("{other:?}") });
+            }
+        };
         self.before.run_state.guest_ran = status.running;
-        Ok(status.running)
+        Ok(guest)
     }
 
     async fn add_hold(&self) -> Result<(), QmpError> {
@@ -205,8 +234,11 @@ impl SourceQemu {
         self.qmp.stop().await?;
         // Still active after the stop was acknowledged: it cannot have completed before.
         let migration = self.qmp.query_migrate().await?;
-        let active = matches!(migration.status, MigrationStatus::Active);
-        Ok(if active { Stop::Ours { syncs: syncs(&migration) } } else { Stop::TooLate })
+        Ok(if iterates(&migration) {
+            Stop::Ours { syncs: syncs(&migration) }
+        } else {
+            Stop::TooLate
+        })
     }
 
     /// Lets QEMU end its stream, after [`SourceQemu::stop`].
@@ -218,10 +250,16 @@ impl SourceQemu {
     /// had counted by then, and the next but one has begun since. One more shows that the pages found are through.
     ///
     /// # Errors
-    /// When QEMU does not answer.
+    /// When QEMU does not answer, or ends its stream without having looked after the stop: others may let it go too.
     pub(super) async fn finish(&self, syncs: u64) -> Result<(), QmpError> {
-        if self.held && self.has_synced(syncs + 3).await? {
-            return self.run("migrate-start-postcopy", Value::Null).await.map(drop);
+        if self.held {
+            match self.look_for_syncs(syncs).await? {
+                Look::Enough => {
+                    return self.run("migrate-start-postcopy", Value::Null).await.map(drop);
+                }
+                Look::Ends => return Ok(()),
+                Look::TooFew => {}
+            }
         }
         let parameters = MigrationParameters {
             max_bandwidth: Some(UNLIMITED),
@@ -231,22 +269,31 @@ impl SourceQemu {
         self.qmp.set_migration_parameters(&parameters).await
     }
 
-    /// Waits until QEMU has counted so many dirty syncs; gives up where it does not sync.
-    async fn has_synced(&self, syncs_wanted: u64) -> Result<bool, QmpError> {
+    /// Waits until QEMU has looked for dirty pages often enough; gives up where it does not.
+    async fn look_for_syncs(&self, syncs_before: u64) -> Result<Look, QmpError> {
         let begun = Instant::now();
-        while begun.elapsed() < SYNC_DEADLINE {
+        loop {
             let migration = self.qmp.query_migrate().await?;
-            if syncs(&migration) >= syncs_wanted {
-                return Ok(true);
-            }
-            if !matches!(migration.status, MigrationStatus::Active) {
-                break;
+            let since = syncs(&migration).saturating_sub(syncs_before);
+            let iterates = iterates(&migration);
+            let late = begun.elapsed() >= SYNC_DEADLINE;
+            match (iterates, since) {
+                (true, SYNCS_WANTED..) => return Ok(Look::Enough),
+                (false, 1..) => return Ok(Look::Ends),
+                (true, _) if late => {
+                    warn!(
+                        "QEMU does not look for dirty pages with the guest stopped; it is let go by its downtime limit"
+                    );
+                    return Ok(Look::TooFew);
+                }
+                (false, 0) if late || migration.status.is_over() => {
+                    let expected = "a look for dirty pages after the stop".to_owned();
+                    let found = "the end of QEMU's stream, begun by somebody else".to_owned();
+                    return Err(QmpError::Protocol { expected, found });
+                }
+                _ => {}
             }
         }
-        warn!(
-            "QEMU does not look for dirty pages with the guest stopped; it is let go by its downtime limit"
-        );
-        Ok(false)
     }
 
     /// After a completion of QEMU's own: the guest goes on as before, and a new stream can begin.
@@ -302,6 +349,11 @@ impl SourceQemu {
     async fn run(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         self.qmp.execute(command, arguments, COMMAND_TIMEOUT).await
     }
+}
+
+/// Whether its stream is still to come to an end, or even to begin.
+fn iterates(migration: &MigrationInfo) -> bool {
+    matches!(migration.status, MigrationStatus::Setup | MigrationStatus::Active)
 }
 
 fn syncs(migration: &MigrationInfo) -> u64 {

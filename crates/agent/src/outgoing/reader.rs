@@ -9,8 +9,8 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sterna_migration::tracker::Tracker;
@@ -21,6 +21,10 @@ use super::memory::SourceMemory;
 
 /// How long an idle QEMU is waited for in steps that are shorter than a millisecond.
 const SHORT_WAIT: Duration = Duration::from_millis(5);
+/// QEMU counts what it has written in windows of this length, and waits for the end of one when it has written enough.
+const QEMU_WINDOW: Duration = Duration::from_millis(100);
+/// A silence after which what comes is a new window's.
+const SILENCE: Duration = Duration::from_millis(20);
 /// Bytes that are read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -64,15 +68,29 @@ pub(super) struct Tail {
 pub(super) struct Counters {
     /// Pages that QEMU reported.
     pub pages: AtomicU64,
-    /// Pieces of the RAM section: QEMU's iterations.
-    pub parts: AtomicU64,
     /// Pieces without pages: QEMU had nothing left.
     pub idle_parts: AtomicU64,
-    /// Bytes of the stream.
-    pub bytes: AtomicU64,
+    /// When QEMU last began to write after a silence: a paced one does at the start of each of its windows.
+    burst: Mutex<Option<Instant>>,
 }
 
 impl Counters {
+    /// When a paced QEMU will next write, at least `ahead` from now, if it keeps to its windows; none when it has been
+    /// silent for longer than one.
+    pub(super) fn next_window(&self, ahead: Duration) -> Option<Instant> {
+        let last = self.burst.lock().ok().and_then(|burst| *burst)?;
+        let next = last + QEMU_WINDOW;
+        let now = Instant::now();
+        let next = if next < now + ahead { next + QEMU_WINDOW } else { next };
+        (last.elapsed() <= QEMU_WINDOW + SILENCE).then_some(next)
+    }
+
+    fn burst_began(&self) {
+        if let Ok(mut burst) = self.burst.lock() {
+            *burst = Some(Instant::now());
+        }
+    }
+
     /// Waits until QEMU had nothing left after this moment: two pieces without pages, since one may be on its way.
     pub(super) async fn wait_for_idle(&self, limit: Duration) {
         let seen = self.idle_parts.load(Ordering::Acquire);
@@ -115,6 +133,7 @@ impl Reader {
             head: None,
             reported: 0,
             opened: None,
+            first_pass_over: false,
             tail: Some(Tail::default()),
             failed: None,
         };
@@ -135,9 +154,11 @@ struct State {
     counters: Arc<Counters>,
     events: Box<dyn Fn(StreamEvent) + Send>,
     head: Option<Configuration>,
-    /// Pages reported at least once.
+    /// Pages reported, each once in the first stream.
     reported: u32,
     opened: Option<Opened>,
+    /// Of this stream; the tracker's is that of the first one.
+    first_pass_over: bool,
     /// Until it is handed over.
     tail: Option<Tail>,
     failed: Option<String>,
@@ -147,6 +168,8 @@ struct Opened {
     memory: Arc<SourceMemory>,
     tracker: Arc<Tracker>,
     pages: u32,
+    /// An earlier stream has been through.
+    again: bool,
 }
 
 impl State {
@@ -154,6 +177,7 @@ impl State {
         let mut parser = Parser::new();
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut filled = 0;
+        let mut read_at = Instant::now();
         loop {
             let count = match stream.read(&mut buffer[filled..]) {
                 Ok(0) => break,
@@ -161,7 +185,10 @@ impl State {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(format!("cannot read QEMU's stream: {error}")),
             };
-            self.counters.bytes.fetch_add(count as u64, Ordering::Relaxed);
+            if read_at.elapsed() >= SILENCE {
+                self.counters.burst_began();
+            }
+            read_at = Instant::now();
             filled += count;
             let taken = parser
                 .feed(&buffer[..filled], |event| self.take(event))
@@ -218,25 +245,24 @@ impl State {
 
     fn report(&mut self, page: PageId, zero: bool) {
         let Some(opened) = &self.opened else { return };
-        if opened.tracker.report(page, zero) {
-            self.reported += 1;
+        // In a stream that was begun anew every page was reported before: whatever is reported counts.
+        if opened.tracker.report(page, zero) || opened.again {
+            self.reported = self.reported.saturating_add(1);
             if self.reported == opened.pages {
                 self.end_first_pass();
             }
         }
     }
 
-    fn end_first_pass(&self) {
-        if let Some(opened) =
-            self.opened.as_ref().filter(|opened| !opened.tracker.first_pass_over())
-        {
+    fn end_first_pass(&mut self) {
+        if let Some(opened) = self.opened.as_ref().filter(|_| !self.first_pass_over) {
             opened.tracker.end_first_pass();
+            self.first_pass_over = true;
             (self.events)(StreamEvent::FirstPassOver);
         }
     }
 
     fn part_ended(&mut self, kind: RamPartKind, pages: u64) {
-        self.counters.parts.fetch_add(1, Ordering::Relaxed);
         self.counters.pages.fetch_add(pages, Ordering::Relaxed);
         if (kind, pages) != (RamPartKind::Part, 0) {
             return;
@@ -250,7 +276,8 @@ impl State {
         match ((self.prepare)(layout), self.head.take()) {
             (Ok((memory, tracker)), Some(configuration)) => {
                 let (pages, head) = (layout.pages(), (Arc::clone(&memory), Arc::clone(&tracker)));
-                self.opened = Some(Opened { memory, tracker, pages });
+                let again = tracker.first_pass_over();
+                self.opened = Some(Opened { memory, tracker, pages, again });
                 let (memory, tracker) = head;
                 (self.events)(StreamEvent::Head(Box::new(Head {
                     configuration,

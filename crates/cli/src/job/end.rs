@@ -19,6 +19,8 @@ use super::progress::Event;
 pub(super) enum How {
     /// With the job's report.
     Reported(Box<Report>),
+    /// Well, and another host has its report.
+    Told(String),
     /// There was only a plan to make.
     Planned(Plan),
     /// The job goes on, as was asked.
@@ -68,6 +70,10 @@ struct Detached<'a> {
 pub(super) fn conclude(ending: &Ending<'_>, console: &mut Console) -> u8 {
     match &ending.how {
         How::Reported(report) => reported(report, ending.is_interrupted, console),
+        How::Told(message) => {
+            answer::print_message(message, console);
+            0
+        }
         How::Planned(plan) => answer::print_plan(plan, console),
         How::Detached => detached(ending.job.as_ref(), console),
         How::Refused(error) => {

@@ -114,6 +114,9 @@ impl Follower<'_> {
             }
             Response::Report(report) => Some(How::Reported(report)),
             Response::Plan(plan) => Some(How::Planned(plan)),
+            Response::Text(message) if matches!(self.errand, Errand::Watch(_)) => {
+                Some(How::Told(message))
+            }
             Response::Error(error) => Some(How::Refused(error)),
             _ => Some(How::WrongAnswer),
         }

@@ -1,7 +1,7 @@
 //! A connection in the hands of one OS thread that moves bulk data one way: the source writes, the destination reads.
 //!
-//! Acknowledgements go over the control connection, so a data connection needs no second thread. Another thread can end
-//! it at any time with a [`Closer`].
+//! Acknowledgements go over the control connection, so a data connection needs no second thread. Another thread can look
+//! at it, or end it, at any time with a [`DataHandle`].
 
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -16,6 +16,9 @@ use super::error::TlsError;
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 /// Ciphertext that is asked of the system at once; the TLS library takes it in pieces of 4 KiB.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// `SIOCOUTQ` of tcp(7), on every architecture.
+const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
 
 /// A blocking TLS connection to a peer whose name is proven.
 #[derive(Debug)]
@@ -52,12 +55,12 @@ impl DataStream {
         Ok(())
     }
 
-    /// What another thread needs to end this connection while a read or write waits.
+    /// What another thread needs to look at this connection, or to end it, while a read or write waits.
     ///
     /// # Errors
     /// When the system has no descriptor left.
-    pub fn closer(&self) -> Result<Closer, TlsError> {
-        self.socket.get_ref().try_clone().map(Closer).map_err(TlsError::Io)
+    pub fn handle(&self) -> Result<DataHandle, TlsError> {
+        self.socket.get_ref().try_clone().map(DataHandle).map_err(TlsError::Io)
     }
 
     /// Writes both parts, one after the other, and hands them to the system whole.
@@ -144,15 +147,29 @@ impl DataStream {
     }
 }
 
-/// Ends a [`DataStream`] from another thread.
+/// A [`DataStream`] in the hands of another thread than the one that reads or writes.
 #[derive(Debug)]
-pub struct Closer(TcpStream);
+pub struct DataHandle(TcpStream);
 
-impl Closer {
+impl DataHandle {
     /// Ends both directions at once: reads and writes that wait return with an error.
     pub fn close(&self) {
         // It fails only when the connection has ended already.
         _ = self.0.shutdown(Shutdown::Both);
+    }
+
+    /// Bytes that were handed to the system and that the peer's system has not acknowledged: in our send buffer, in the
+    /// link's queues, or on the way.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn unacknowledged_bytes(&self) -> io::Result<usize> {
+        // SAFETY: the request writes one C integer, which is what the getter has room for.
+        let count = unsafe {
+            let getter = rustix::ioctl::Getter::<{ SIOCOUTQ }, i32>::new();
+            rustix::ioctl::ioctl(&self.0, getter)
+        }?;
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 
     #[cfg(test)]

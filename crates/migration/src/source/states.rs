@@ -206,13 +206,14 @@ impl Stopping {
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match (&self.progress, fact) {
             (StopProgress::Journaling, Fact::Journaled(SourceRecord::Stopping)) => {
-                effects.push(Effect::ClearTimer(Timer::Job));
                 effects.push(Effect::SetTimer(Timer::Stop, self.limits.stop));
                 effects.push(Effect::StopGuest);
                 self.progress = StopProgress::Asked;
                 Source::Stopping(self)
             }
             (StopProgress::Asked, Fact::GuestStopped) => {
+                // Not before: rounds that a completion of QEMU's own brings back have their time-out still.
+                effects.push(Effect::ClearTimer(Timer::Job));
                 self.progress = StopProgress::Stopped;
                 Source::Stopping(self)
             }

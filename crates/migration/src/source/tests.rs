@@ -204,6 +204,9 @@ fn a_spontaneous_completion_is_never_handed_over() {
     let asked = Story::copying().then(Fact::RoundEnded(facts(0))).then(Fact::StreamCompleted);
     assert!(asked.did(|effect| matches!(effect, Effect::RestartStream)));
     assert!(!asked.did(|effect| matches!(effect, Effect::Flush)));
+    let untimed = |effect: &Effect| matches!(effect, Effect::ClearTimer(Timer::Job));
+    assert!(!asked.did(untimed), "the rounds that follow keep their time-out");
+    assert!(Story::flushing().did(untimed), "the time-out ends rounds only");
     let late = asked.then(Fact::GuestStopped).then(Fact::StreamCompleted);
     assert!(
         !late.did(|effect| matches!(effect, Effect::Flush)),

@@ -82,6 +82,18 @@ impl Drive {
     pub(super) async fn round_done(&mut self, round: RoundSum) {
         let flushing = self.phase() == "flushing";
         let Some(bulk) = &mut self.bulk else { return };
+        if !flushing && self.again.withholds() {
+            let facts = if self.again.rounds == 1 {
+                self.gauge.round_over_known(&round, bulk)
+            } else {
+                self.gauge.round_ended(&round, bulk)
+            };
+            self.gauge.decided(&facts, &Decision::NextRound);
+            if self.again.begins_round() {
+                bulk.begin_round();
+            }
+            return;
+        }
         if flushing {
             self.gauge.flushed(&round, self.tail.bytes.len() as u64);
             // The destination may have asked for pages that the round had passed by then.
@@ -102,6 +114,10 @@ impl Drive {
     async fn recount(&mut self, facts: &mut RoundFacts) {
         let near = facts.link_rate.time_for(facts.rest_bytes) <= NEAR_THE_END;
         if near && self.may_unleash() {
+            // The fewer looks there are between here and the stop, the better: see `may_unleash`.
+            if !self.pace.unleashed {
+                self.wait_for_the_link().await;
+            }
             self.unleash().await;
         }
         let untold = match &self.qemu {
@@ -139,6 +155,15 @@ impl Drive {
     /// The first pass is over: QEMU would now look for dirty pages some ten thousand times a second.
     pub(super) async fn first_pass_over(&mut self) {
         self.set_pace(FIRST_PACE_BYTES_PER_SECOND).await;
+        if !std::mem::take(&mut self.again.in_first_pass) {
+            return;
+        }
+        // A round that goes on may have passed what was reported meanwhile; so may not the next one.
+        self.again.rounds = 2;
+        if let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_idle()) {
+            self.again.rounds = 1;
+            bulk.begin_round();
+        }
     }
 
     async fn set_pace(&mut self, bytes_per_second: u64) {
@@ -183,8 +208,10 @@ impl Drive {
         });
         match qemu.begin().await {
             Ok(stream) => {
-                let (counters, to) = (Arc::clone(&self.counters), self.events.clone());
-                let events = Box::new(move |event| drop(to.send(Event::Stream(event))));
+                self.streams += 1;
+                let (counters, to, number) =
+                    (Arc::clone(&self.counters), self.events.clone(), self.streams);
+                let events = Box::new(move |event| drop(to.send(Event::Stream(number, event))));
                 let reader = Reader { stream, prepare, counters, events };
                 let spawned = std::thread::Builder::new()
                     .name("sterna-reader".into())
@@ -200,18 +227,13 @@ impl Drive {
     pub(super) async fn restart_stream(&mut self) {
         tracing::warn!(job = %self.job.id(), "QEMU completed by itself; the guest goes on, and so does the move");
         self.pace = Pace::default();
+        self.again = Again { in_first_pass: true, rounds: 0 };
         let resumed = match &self.qemu {
             Some(qemu) => qemu.resume_after_completion().await.map_err(|error| error.to_string()),
             None => Err("QEMU was not prepared".into()),
         };
         match resumed {
-            Ok(()) => {
-                self.begin_stream().await;
-                // A round that is going on ends by itself, and the policy goes on from there.
-                if let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_idle()) {
-                    bulk.begin_round();
-                }
-            }
+            Ok(()) => self.begin_stream().await,
             Err(why) => self.fact(Fact::QemuFailed(why)),
         }
     }
@@ -239,6 +261,8 @@ impl Drive {
         let Ok(progress) = qemu.progress().await else { return };
         let looks = progress.syncs.saturating_sub(self.pace.seen_syncs);
         self.pace.seen_syncs = progress.syncs;
+        // A stream that was begun anew is not paced yet.
+        let unpaced = self.pace.bytes_per_second.is_none();
         let now = self.pace.bytes_per_second.unwrap_or(MIN_PACE_BYTES_PER_SECOND);
         let wanted = if looks > LOOKS_PER_TICK {
             (now * LOOKS_PER_TICK / looks).max(now / 8)
@@ -247,7 +271,7 @@ impl Drive {
             progress.remaining_bytes.saturating_mul(5).max(now)
         };
         let wanted = wanted.clamp(MIN_PACE_BYTES_PER_SECOND, MAX_PACE_BYTES_PER_SECOND);
-        if wanted.abs_diff(now) > now / 4 {
+        if unpaced || wanted.abs_diff(now) > now / 4 {
             self.set_pace(wanted).await;
         }
     }
@@ -282,6 +306,29 @@ impl Policy for Watched {
             *decided = Some((facts.clone(), decision.clone()));
         }
         decision
+    }
+}
+
+/// A stream that was begun anew reports all memory once more, and nearly all of that costs nothing. Until it has been gone
+/// through, a round's end tells nothing of what is left: the policy would stop the guest for as long as that takes.
+#[derive(Debug, Default)]
+pub(super) struct Again {
+    /// QEMU's first pass is not over.
+    in_first_pass: bool,
+    /// Rounds whose end is not told; the last of them is the one over all memory.
+    rounds: u32,
+}
+
+impl Again {
+    /// Whether the end of a round is not to be told.
+    const fn withholds(&self) -> bool {
+        self.in_first_pass || self.rounds > 0
+    }
+
+    /// Counts a round whose end was not told; says whether the next one begins now.
+    const fn begins_round(&mut self) -> bool {
+        self.rounds = self.rounds.saturating_sub(1);
+        !self.in_first_pass
     }
 }
 

@@ -1,14 +1,14 @@
 //! With the guest stopped: QEMU's last pass, the last pages, the commit, and asking what became of it.
 
 use super::super::bulk::RoundSum;
-use super::super::qemu::Stop;
+use super::super::qemu::{Guest, Stop};
 use super::Drive;
 use super::Event;
 use crate::journal::{Entry, JournalError};
 use crate::link::Link;
 use crate::peer;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sterna_migration::source::DurableOffer;
 use sterna_migration::source::Fact;
 use sterna_wire::AnswerState;
@@ -20,18 +20,32 @@ use sterna_wire::Sender as Side;
 use sterna_wire::Text;
 use sterna_wire::message as wire;
 
+/// So long the link may take for what was written before the stop: more than buffers hold at any rate worth moving over.
+const LINK_DRAINS: Duration = Duration::from_secs(2);
+/// From here until the guest stands and QEMU is paced no more.
+const STOP_TAKES: Duration = Duration::from_millis(8);
+
 impl Drive {
     /// Stops the guest, and lets QEMU make its last pass.
     pub(super) async fn stop_guest(&mut self) {
-        if self.pace.bytes_per_second.is_some() && self.may_unleash() {
-            self.unleash().await;
+        if !self.pace.unleashed {
+            self.wait_for_the_link().await;
+            if self.may_unleash() {
+                self.unleash().await;
+            }
+        }
+        if self.pace.bytes_per_second.is_some() {
+            self.wait_for_the_end_of_a_window().await;
         }
         let Some(qemu) = &mut self.qemu else { return };
         if let Err(error) = qemu.keep_reading_end().await {
             return self.fact(Fact::QemuFailed(error.to_string()));
         }
         let guest_ran = match qemu.observe_guest().await {
-            Ok(guest_ran) => guest_ran,
+            Ok(Guest::Runs) => true,
+            Ok(Guest::Paused) => false,
+            // As below, only earlier.
+            Ok(Guest::StoppedByQemu) => return,
             Err(error) => return self.fact(Fact::QemuFailed(error.to_string())),
         };
         if let Err(error) = self.note_run_state(guest_ran) {
@@ -43,7 +57,7 @@ impl Drive {
         self.gauge.marks.stopped = Some(Instant::now());
         match stopped {
             Ok(Stop::Ours { syncs }) => {
-                // Takes effect at the end of QEMU's window of 100 ms; with the guest stopped there is no race.
+                // Takes effect at the end of QEMU's window; with the guest stopped there is no race.
                 if self.pace.bytes_per_second.is_some()
                     && let Err(error) = qemu.pace(None).await
                 {
@@ -58,6 +72,24 @@ impl Drive {
             // The end of that stream is, or will be, reported by its reader.
             Ok(Stop::TooLate) => {}
             Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
+        }
+    }
+
+    /// What was written already is ahead of the last pages, in buffers and in the link's queues. It arrives while the guest
+    /// still runs; what the guest dirties meanwhile is less, or the rounds would not have come to their end.
+    pub(super) async fn wait_for_the_link(&self) {
+        let Some(bulk) = &self.bulk else { return };
+        let begun = Instant::now();
+        while bulk.unacknowledged_bytes() > 0 && begun.elapsed() < LINK_DRAINS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// A QEMU that is paced sleeps in between, and notices only then that it is paced no more. The guest runs on until
+    /// shortly before, instead of standing all that time.
+    async fn wait_for_the_end_of_a_window(&self) {
+        if let Some(next) = self.counters.next_window(STOP_TAKES) {
+            tokio::time::sleep_until((next - STOP_TAKES).into()).await;
         }
     }
 

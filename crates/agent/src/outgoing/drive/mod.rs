@@ -25,6 +25,7 @@ use crate::link::Link;
 use crate::peer::PeerError;
 use crate::vm::describe_exit;
 use crate::vm::quote_log;
+use copying::Again;
 use copying::Decided;
 use copying::Pace;
 use copying::Watched;
@@ -72,7 +73,8 @@ const PING_EVERY: Duration = Duration::from_millis(200);
 /// What happens beside the machine's own steps.
 enum Event {
     Inbound(Inbound),
-    Stream(StreamEvent),
+    /// Of the stream of this number.
+    Stream(u32, StreamEvent),
     Worker(usize, WorkerReport),
     QemuDied(String),
     Inquired(Result<Link, PeerError>),
@@ -142,6 +144,9 @@ struct Drive {
     data: Vec<(sterna_host::tls::DataStream, FrameWriter)>,
     bulk: Option<Bulk>,
     head: Option<Head>,
+    /// Streams that were begun; the last one counts.
+    streams: u32,
+    again: Again,
     tail: Tail,
     counters: Arc<Counters>,
     pace: Pace,
@@ -181,6 +186,8 @@ impl Drive {
             data: Vec::new(),
             bulk: None,
             head: None,
+            streams: 0,
+            again: Again::default(),
             tail: Tail::default(),
             counters: Arc::default(),
             pace: Pace::default(),
@@ -245,7 +252,9 @@ impl Drive {
                 self.link = None;
                 self.fact(Fact::PeerLost(why));
             }
-            Event::Stream(event) => self.stream(event).await,
+            // What an earlier stream still says, when it is ended, is nothing about this one.
+            Event::Stream(stream, event) if stream == self.streams => self.stream(event).await,
+            Event::Stream(..) => {}
             Event::Worker(number, WorkerReport::RoundDone(done)) => {
                 if let Some(round) =
                     self.bulk.as_mut().and_then(|bulk| bulk.worker_done(number, done))

@@ -117,7 +117,7 @@ fn bytes_changed_on_the_way_are_found() {
     let (mut source, mut destination) = streams();
     source.write_all(b"right").unwrap();
     // Past the TLS library, as somebody on the way would: a record that nobody encrypted.
-    let mut socket = source.closer().unwrap().into_socket();
+    let mut socket = source.handle().unwrap().into_socket();
     socket.write_all(&[0x17, 3, 3, 0, 32]).unwrap();
     socket.write_all(&[0; 32]).unwrap();
     let mut bytes = [0; 16];
@@ -146,17 +146,17 @@ fn silence_ends_at_its_limit_and_reading_can_go_on() {
 #[test]
 fn another_thread_can_end_a_read() {
     let (_source, mut destination) = streams();
-    let closer = destination.closer().unwrap();
+    let handle = destination.handle().unwrap();
     let reading = thread::spawn(move || destination.read(&mut [0; 16]));
     thread::sleep(Duration::from_millis(50));
-    closer.close();
+    handle.close();
     assert!(matches!(reading.join().unwrap(), Err(TlsError::Truncated)));
 }
 
 #[test]
 fn another_thread_can_end_a_write_that_is_stuck() {
     let (mut source, _destination) = streams();
-    let closer = source.closer().unwrap();
+    let handle = source.handle().unwrap();
     let writing = thread::spawn(move || {
         let bytes = vec![0; 1024 * 1024];
         loop {
@@ -166,6 +166,6 @@ fn another_thread_can_end_a_write_that_is_stuck() {
         }
     });
     thread::sleep(Duration::from_millis(100));
-    closer.close();
+    handle.close();
     assert!(matches!(writing.join().unwrap(), TlsError::Io(_)));
 }

@@ -270,7 +270,7 @@ fn the_handshake_leaves_nothing_unread_at_the_client() {
         let (client, server) = pair(&alpha, &beta, "beta").await;
         let (client, _server) = (client.unwrap(), server.unwrap());
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let mut socket = client.into_blocking().unwrap().closer().unwrap().into_socket();
+        let mut socket = client.into_blocking().unwrap().handle().unwrap().into_socket();
         socket.set_nonblocking(true).unwrap();
         let error = socket.read(&mut [0; 1]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
