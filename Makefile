@@ -6,9 +6,10 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Two guests at a time are what a machine of two cores can watch closely; more tests than these wait for their turn.
 TEST_THREADS ?= 2
-# More words for `cargo test` and for the benchmark.
+# More words for `cargo test` and for the benchmark; QUICK=1 has the benchmark run once over a few cells.
 TEST_ARGS ?=
 BENCH_ARGS ?=
+QUICK ?=
 # In CI the committed Cargo.lock is what is built, or nothing.
 LOCKED := $(if $(filter true,$(CI)),--locked)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -62,8 +63,9 @@ guest: ## the guest of tests and demo: a Debian kernel, unpacked and not install
 demo: deps-demo build guest ## a whole migration on this machine, explained as it happens: half a minute once built
 	@scripts/demo
 
-bench: deps guest build ## beside stock QEMU over a shaped link (needs root); writes the results into the documentation
-	$(CARGO) run --release $(LOCKED) --package sterna-bench -- $(BENCH_ARGS)
+bench: deps guest build ## beside stock QEMU over shaped links (needs root); goes on where it was; QUICK=1: ten minutes
+	$(CARGO) build --release $(LOCKED) --package sterna-emulator --package sterna-bench
+	$(TARGET)/release/sterna-bench $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 man: build ## the manual pages, in target/man
 	$(TARGET)/release/sterna man $(TARGET)/man

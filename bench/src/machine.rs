@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sterna_e2e::command::{tool, tool_line};
-use sterna_e2e::{Accelerator, Error, QEMU, Result};
+use sterna_e2e::{Accelerator, Error, QEMU, Result, repository};
 
 /// How long a run waits for a quiet machine before it is run all the same.
 pub(crate) const QUIET_PATIENCE: Duration = Duration::from_secs(120);
@@ -55,6 +55,20 @@ pub(crate) struct Conditions {
     pub(crate) busy_percent: f64,
     /// The load average of the last minute; our own earlier runs are in it.
     pub(crate) load_average: f64,
+}
+
+/// The commit that is measured, with a mark when the program's sources differ from it.
+///
+/// # Errors
+/// No git, or no repository.
+pub(crate) fn commit() -> Result<String> {
+    let folder = repository();
+    let folder = folder.to_string_lossy();
+    let git = |words: &[&str]| tool("git", ["-C", &*folder].iter().chain(words).copied());
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    let changes = git(&["status", "--porcelain", "--", "crates", "Cargo.lock"])?;
+    let mark = if changes.trim().is_empty() { "" } else { "+" };
+    Ok(format!("{}{mark}", commit.trim()))
 }
 
 /// Waits until others leave the machine alone, at most `patience`.

@@ -1,36 +1,40 @@
 //! Sterna beside stock QEMU over a shaped link: the same guest, the same wire, in turn.
 //!
 //! ```text
-//! cells (what is measured) --> one run each: sterna | stock --> results/runs/*.json
-//!                                                                       |
-//!                             results/latest.json, latest.md, README <--+-- summary, aims
+//! tables (what is measured) --> one run each: sterna | stock --> results/runs/*.json
+//!                                  under the same watch                   |
+//!                    results/latest.json, latest.md, *.svg, README <------+-- summary, aims, plots
 //! ```
 //!
-//! A new load, link or baseline is one entry in a table of [`cells`]. The runs of a cell are
-//! interleaved: whatever else the machine does meets all contenders alike. Needs root.
+//! A new load, link or baseline is one entry in a table of [`tables`]. The runs of a cell are
+//! interleaved: whatever else the machine does meets all contenders alike. What was measured before is
+//! not measured again: an interrupted benchmark goes on where it was. Needs root.
 
-mod cells;
-mod events;
 mod interrupt;
 mod machine;
 mod record;
 mod render;
+mod results;
+mod stage;
 mod statistics;
 mod sterna;
 mod stock;
+mod tables;
+mod watch;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use sterna_e2e::{Error, Result, can_run_here};
 
-use cells::{CELLS, Cell, Contender, How};
-use record::{Results, Run};
+use record::{Ending, Measured, Run};
+use results::Results;
+use tables::{CELLS, Cell, Contender, How};
 
 /// Sterna beside stock QEMU, over two network namespaces joined by a shaped wire.
 #[derive(Parser)]
 struct Options {
-    /// One run each and short time limits: to see that it works, not to quote
+    /// A few cells, one run each: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
     /// Only cells and contenders with this in their name (`cell`, or `cell/contender`)
@@ -39,6 +43,12 @@ struct Options {
     /// Runs of each contender, instead of what the cell says
     #[arg(long, value_name = "N")]
     runs: Option<u32>,
+    /// Measure again what was measured before
+    #[arg(long)]
+    again: bool,
+    /// Begin no run after so many minutes; the next benchmark goes on there
+    #[arg(long, value_name = "MINUTES", default_value_t = 150)]
+    minutes: u64,
     /// Print what would be measured
     #[arg(long)]
     list: bool,
@@ -48,15 +58,30 @@ struct Options {
     /// Remove what an interrupted benchmark has left
     #[arg(long, hide = true)]
     clean_up: bool,
+    /// Be the client that probes a guest
+    #[arg(long, hide = true)]
+    probe: bool,
+    /// Be the clients of a guest's redis: address, connections, keys
+    #[arg(long, hide = true, num_args = 3)]
+    redis_client: Vec<String>,
 }
+
+/// A contender in a cell.
+type Row = (&'static Cell, &'static Contender);
 
 fn main() -> Result<()> {
     let options = Options::parse();
     if options.clean_up {
         return interrupt::clean_up();
     }
+    if options.probe {
+        return watch::prober::probe();
+    }
+    if !options.redis_client.is_empty() {
+        return watch::redis::run(&options.redis_client);
+    }
     if options.list {
-        plan(&options).iter().for_each(|(cell, contender)| println!("{}", title(cell, contender)));
+        plan(&options).iter().for_each(|row| println!("{}", title(*row)));
         return Ok(());
     }
     let results = Results::at(options.quick);
@@ -71,29 +96,38 @@ fn main() -> Result<()> {
 }
 
 /// What is to be measured, in order.
-fn plan(options: &Options) -> Vec<(&'static Cell, &'static Contender)> {
+fn plan(options: &Options) -> Vec<Row> {
     let wanted = options.only.as_deref().unwrap_or_default();
-    let all = CELLS.iter().flat_map(|cell| cell.contenders.iter().map(move |who| (cell, who)));
-    all.filter(|(cell, contender)| title(cell, contender).contains(wanted)).collect()
+    let contenders = |cell: &'static Cell| if options.quick { cell.quick } else { cell.contenders };
+    let all = CELLS.iter().flat_map(|cell| contenders(cell).iter().map(move |who| (cell, *who)));
+    all.filter(|row| title(*row).contains(wanted)).collect()
 }
 
-fn title(cell: &Cell, contender: &Contender) -> String {
-    format!("{}/{}", cell.name, contender.name)
+fn title((cell, contender): Row) -> String {
+    format!("{}/{}", cell.name(), contender.name)
 }
 
 fn measure(options: &Options, results: &Results) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60 * options.minutes);
     let plan = plan(options);
-    for (cell, contender) in &plan {
-        results.forget(cell.name, contender.name)?;
+    if options.again || options.quick {
+        for (cell, contender) in &plan {
+            results.forget(&cell.name(), contender.name)?;
+        }
     }
     for cell in CELLS {
-        let contenders: Vec<_> = plan.iter().filter(|(of, _)| of.name == cell.name).collect();
+        let rows: Vec<Row> =
+            plan.iter().copied().filter(|(of, _)| std::ptr::eq(*of, cell)).collect();
         let runs = if options.quick { 1 } else { options.runs.unwrap_or(cell.runs) };
         for number in 1..=runs {
-            for (_, contender) in &contenders {
-                if number <= contender.most_runs {
-                    let run = one_run(options, cell, contender, number)?;
-                    println!("{} {number}: {}", title(cell, contender), run.in_short());
+            for row in &rows {
+                if is_to_be_run(results, *row, number)? {
+                    if Instant::now() >= deadline {
+                        println!("the time is over; the next benchmark goes on at {}", title(*row));
+                        return Ok(());
+                    }
+                    let run = one_run(options, *row, number)?;
+                    println!("{} {number}: {}", title(*row), run.in_short());
                     results.save(&run)?;
                 }
             }
@@ -102,20 +136,32 @@ fn measure(options: &Options, results: &Results) -> Result<()> {
     Ok(())
 }
 
-/// One move of a fresh guest. What fails is a result too; only an interrupt ends the benchmark.
-fn one_run(options: &Options, cell: &Cell, who: &Contender, number: u32) -> Result<Run> {
-    let patience = if options.quick { Duration::ZERO } else { machine::QUIET_PATIENCE };
-    let conditions = machine::wait_until_quiet(patience)?;
-    let measured = match &who.how {
-        How::Sterna { options } => sterna::run(cell, options),
-        How::Stock(mode) => {
-            let limit = if options.quick { mode.limit.min(QUICK_LIMIT) } else { mode.limit };
-            stock::run(cell, mode, limit)
-        }
+/// Not what was measured before by the same definition, nor what did not converge: it is not going to.
+fn is_to_be_run(results: &Results, (cell, contender): Row, number: u32) -> Result<bool> {
+    let definition = Run::definition(cell, contender);
+    let made = |number| {
+        let found = results.find(&cell.name(), contender.name, number)?;
+        Ok(found.filter(|run| run.definition == definition))
     };
-    let outcome = measured.unwrap_or_else(|error| record::Measured::failed(&error));
-    Ok(Run::new(cell, who, number, conditions, outcome))
+    let has_diverged = made(1)?.is_some_and(|run| run.measured.ending == Ending::NotInTime);
+    Ok(!has_diverged && made(number)?.is_none())
 }
 
-/// How long a stock mode may try in a quick benchmark.
-const QUICK_LIMIT: Duration = Duration::from_secs(30);
+/// One move of a fresh guest. What fails is a result too; only an interrupt ends the benchmark.
+fn one_run(options: &Options, (cell, contender): Row, number: u32) -> Result<Run> {
+    let patience = if options.quick { Duration::ZERO } else { machine::QUIET_PATIENCE };
+    let conditions = machine::wait_until_quiet(patience)?;
+    let measured = match &contender.how {
+        How::Sterna { options } => sterna::run(cell, options),
+        How::Stock(mode) => stock::run(cell, mode, cell.link.patience),
+    };
+    Ok(Run {
+        cell: cell.name(),
+        contender: contender.name.to_owned(),
+        number,
+        definition: Run::definition(cell, contender),
+        commit: machine::commit()?,
+        conditions,
+        measured: measured.unwrap_or_else(|error| Measured::failed(&error)),
+    })
+}

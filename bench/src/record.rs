@@ -1,21 +1,21 @@
-//! A run, and the files that keep it: one for each, so that a later benchmark adds to them.
-
-use std::fs;
-use std::path::{Path, PathBuf};
+//! A run: what was measured, under which conditions, and of what.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sterna_api::Report;
-use sterna_e2e::{Counters, Error, Result, Side, World, repository};
+use sterna_e2e::Error;
 
-use crate::cells::{Cell, Contender, Metric};
-use crate::machine::{Conditions, Machine};
+use crate::machine::Conditions;
+use crate::tables::{Cell, Contender, Metric};
+use crate::watch::prober::Probed;
+use crate::watch::processes::Usage;
+use crate::watch::redis::RedisRecord;
 
 /// How a run ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Ending {
-    /// The guest runs at the destination.
+    /// The guest runs at the destination, and has found every page of its working set as it should be.
     Completed,
     /// It was given up.
     NotInTime,
@@ -33,19 +33,26 @@ pub(crate) struct Measured {
     pub(crate) ending: Ending,
     /// From the command, with the start of the destination's QEMU, until the source may be destroyed.
     pub(crate) total_ms: Option<f64>,
-    /// The guest stopped at the source until running at the destination.
+    /// The source's STOP event to the destination's RESUME event, on one clock.
     pub(crate) downtime_ms: Option<f64>,
-    /// Sterna's downtime as stock's is measured: the source's STOP event to the destination's RESUME event.
-    pub(crate) observed_downtime_ms: Option<f64>,
-    /// Bytes on the wire by the interface's counters: both directions, headers included.
-    pub(crate) bytes: Option<u64>,
+    /// What a client that talks to the guest every millisecond has seen, where there is one.
+    pub(crate) probed: Option<Probed>,
+    /// What the clients of redis have seen, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) redis: Option<RedisRecord>,
+    /// Bytes from the source on the wire by the interface's counters: headers included.
+    pub(crate) sent_bytes: Option<u64>,
+    /// Bytes to the source.
+    pub(crate) received_bytes: Option<u64>,
     /// Of the total: from spawning the destination's QEMU until it answered.
     pub(crate) destination_start_ms: Option<f64>,
     /// The whole command `sterna migrate`, as a shell sees it.
     pub(crate) command_ms: Option<f64>,
-    /// After the move the guest has found every page of its working set as it should be. Absent in early runs, where the
-    /// guest had only to go on.
-    #[serde(default)]
+    /// What the guest did not do for the move, in seconds of its work before.
+    pub(crate) lost_work_s: Option<f64>,
+    /// What agents and QEMUs used.
+    pub(crate) usage: Option<Usage>,
+    /// After the move the guest has found every page of its working set as it should be.
     pub(crate) guest_swept: bool,
     /// Sterna's report.
     pub(crate) report: Option<Report>,
@@ -69,10 +76,10 @@ pub(crate) struct Run {
     pub(crate) contender: String,
     /// Counted from 1.
     pub(crate) number: u32,
-    /// The guest's load at that time.
-    pub(crate) load: String,
-    /// The wire's rate at that time.
-    pub(crate) link: Option<String>,
+    /// What the tables said: a run of another definition is no run of this cell.
+    pub(crate) definition: String,
+    /// The commit that was measured.
+    pub(crate) commit: String,
     /// What else the machine did.
     pub(crate) conditions: Conditions,
     /// What was measured.
@@ -80,23 +87,10 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Puts it together.
-    pub(crate) fn new(
-        cell: &Cell,
-        contender: &Contender,
-        number: u32,
-        conditions: Conditions,
-        measured: Measured,
-    ) -> Self {
-        Self {
-            cell: cell.name.to_owned(),
-            contender: contender.name.to_owned(),
-            number,
-            load: cell.load.to_owned(),
-            link: cell.link.map(str::to_owned),
-            conditions,
-            measured,
-        }
+    /// What the tables say of a contender in a cell.
+    pub(crate) fn definition(cell: &Cell, contender: &Contender) -> String {
+        let Cell { load, link, qemu, .. } = cell;
+        format!("{load:?} {link:?} {qemu:?} {:?}", contender.how)
     }
 
     /// Whether the guest runs at the destination.
@@ -110,18 +104,27 @@ impl Run {
     }
 
     /// A number of it, if it was measured.
-    #[expect(clippy::cast_precision_loss, reason = "byte counts are far below 2^52")]
     pub(crate) fn value(&self, metric: Metric) -> Option<f64> {
         let measured = &self.measured;
+        let usage = measured.usage.as_ref();
         match metric {
             Metric::TotalMs => measured.total_ms,
             Metric::DowntimeMs => measured.downtime_ms,
-            Metric::Bytes => measured.bytes.map(|bytes| bytes as f64),
+            Metric::GapMs => {
+                let probed = measured.probed.map(|probed| probed.longest_gap_ms);
+                probed.or_else(|| measured.redis.as_ref().map(|redis| redis.longest_silence_ms))
+            }
+            Metric::Bytes => Some(float(measured.sent_bytes? + measured.received_bytes?)),
+            Metric::LostWorkS => measured.lost_work_s,
+            Metric::AgentCpuS => {
+                usage.map(|usage| usage.agents.iter().map(|used| used.cpu_s).sum())
+            }
+            Metric::QemuCpuS => usage.map(|usage| usage.qemus.iter().map(|used| used.cpu_s).sum()),
             Metric::AgentBytes => measured.report.as_ref().map(|report| {
                 let memory = report.memory;
                 let (source, destination) =
                     (memory.agent_peak_anon_bytes_source, memory.agent_peak_anon_bytes_destination);
-                source.max(destination) as f64
+                float(source.max(destination))
             }),
         }
     }
@@ -131,129 +134,21 @@ impl Run {
         let shown =
             |metric| self.value(metric).map_or_else(|| "-".to_owned(), |n| format!("{n:.1}"));
         format!(
-            "{:?}, total {} ms, downtime {} ms, {} bytes, destination start {:.0} ms, busy before {:.1} %",
+            "{:?}, total {} ms, downtime {} ms, gap {} ms, {} bytes, lost {} s, CPU {} + {} s, busy before {:.1} %",
             self.measured.ending,
             shown(Metric::TotalMs),
             shown(Metric::DowntimeMs),
+            shown(Metric::GapMs),
             shown(Metric::Bytes).trim_end_matches(".0"),
-            self.measured.destination_start_ms.unwrap_or_default(),
+            shown(Metric::LostWorkS),
+            shown(Metric::AgentCpuS),
+            shown(Metric::QemuCpuS),
             self.conditions.busy_percent,
         )
     }
 }
 
-/// All runs with the machine that they were measured on: `latest.json`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Document<'r> {
-    /// What the numbers were measured on.
-    pub(crate) machine: &'r Machine,
-    /// Every run.
-    pub(crate) runs: &'r [Run],
-}
-
-/// The folder of the results.
-#[derive(Debug)]
-pub(crate) struct Results {
-    folder: PathBuf,
-    stem: &'static str,
-}
-
-impl Results {
-    /// `bench/results`; a quick benchmark has files of its own.
-    pub(crate) fn at(is_quick: bool) -> Self {
-        let stem = if is_quick { "quick" } else { "latest" };
-        Self { folder: repository().join("bench/results"), stem }
-    }
-
-    /// Whether these are results to quote.
-    pub(crate) fn are_for_quoting(&self) -> bool {
-        self.stem == "latest"
-    }
-
-    /// `latest.json`, `latest.md`.
-    pub(crate) fn summary(&self, extension: &str) -> PathBuf {
-        self.folder.join(format!("{}.{extension}", self.stem))
-    }
-
-    /// Keeps a run.
-    ///
-    /// # Errors
-    /// The disk.
-    pub(crate) fn save(&self, run: &Run) -> Result<()> {
-        let folder = self.runs_of(&run.cell);
-        fs::create_dir_all(&folder).map_err(Error::io(format!("making {}", folder.display())))?;
-        write_json(&folder.join(format!("{}-{}.json", run.contender, run.number)), run)
-    }
-
-    /// Removes the runs of a contender, before it is measured anew.
-    ///
-    /// # Errors
-    /// The disk.
-    pub(crate) fn forget(&self, cell: &str, contender: &str) -> Result<()> {
-        for path in files_in(&self.runs_of(cell))? {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            if stem.rsplit_once('-').is_some_and(|(name, _)| name == contender) {
-                let doing = format!("removing {}", path.display());
-                fs::remove_file(&path).map_err(Error::io(doing))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// All runs of a cell.
-    ///
-    /// # Errors
-    /// A file cannot be read, or is no run.
-    pub(crate) fn load(&self, cell: &str) -> Result<Vec<Run>> {
-        let mut runs = Vec::new();
-        for path in files_in(&self.runs_of(cell))? {
-            let doing = format!("reading {}", path.display());
-            let text = fs::read_to_string(&path).map_err(Error::io(doing))?;
-            let run: Run = serde_json::from_str(&text)
-                .map_err(|error| Error::unexpected(path.display().to_string(), "a run", error))?;
-            runs.push(run);
-        }
-        runs.sort_by_key(|run| run.number);
-        Ok(runs)
-    }
-
-    fn runs_of(&self, cell: &str) -> PathBuf {
-        self.folder.join("runs").join(self.stem).join(cell)
-    }
-}
-
-/// Bytes on the wire in both directions since then.
-///
-/// # Errors
-/// `ip` fails.
-pub(crate) fn wire_bytes(world: &World, since: Counters) -> Result<u64> {
-    let now = world.counters(Side::Alpha)?;
-    Ok(now.sent_bytes - since.sent_bytes + now.received_bytes - since.received_bytes)
-}
-
-/// Writes a document.
-///
-/// # Errors
-/// The disk.
-pub(crate) fn write_json(path: &Path, document: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(document)
-        .map_err(|error| Error::unexpected(path.display().to_string(), "JSON", error))?;
-    write_text(path, &(text + "\n"))
-}
-
-/// Writes a file.
-///
-/// # Errors
-/// The disk.
-pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(Error::io(format!("writing {}", path.display())))
-}
-
-fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    if !folder.exists() {
-        return Ok(Vec::new());
-    }
-    let entries =
-        fs::read_dir(folder).map_err(Error::io(format!("reading {}", folder.display())))?;
-    Ok(entries.flatten().map(|entry| entry.path()).collect())
+#[expect(clippy::cast_precision_loss, reason = "byte counts are far below 2^52")]
+fn float(bytes: u64) -> f64 {
+    bytes as f64
 }

@@ -1,7 +1,7 @@
 //! Medians and spreads of few numbers, and whether an aim is met.
 
-use crate::cells::{Aim, Cell, Contender, How, Metric, STERNA, Standing};
 use crate::record::Run;
+use crate::tables::{Aim, Cell, Contender, Metric, STERNA, Standing};
 
 /// Few numbers in short.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,12 +71,12 @@ impl<'r> CellRuns<'r> {
 
     /// The competing stock mode with the least median, among those that always completed.
     pub(crate) fn best_stock(&self, metric: Metric) -> Option<(&'static Contender, f64)> {
-        let competes = |contender: &&Contender| {
-            matches!(contender.how, How::Stock(_))
+        let competes = |contender: &&'static Contender| {
+            contender.is_stock()
                 && contender.standing == Standing::Competes
                 && self.always_completed(contender.name)
         };
-        let stock = self.cell.contenders.iter().filter(competes);
+        let stock = self.cell.contenders.iter().copied().filter(competes);
         let medians = stock
             .filter_map(|contender| Some((contender, self.spread(contender.name, metric)?.median)));
         medians.min_by(|one, other| one.1.total_cmp(&other.1))
@@ -88,6 +88,11 @@ impl<'r> CellRuns<'r> {
         Some(self.spread(STERNA, metric)?.median / best)
     }
 
+    /// Sterna's median by that of a contender.
+    pub(crate) fn ratio_to(&self, contender: &Contender, metric: Metric) -> Option<f64> {
+        Some(self.spread(STERNA, metric)?.median / self.spread(contender.name, metric)?.median)
+    }
+
     /// Whether an aim is met; none when it was not measured.
     pub(crate) fn meets(&self, aim: &Aim) -> Option<bool> {
         self.of(STERNA).next()?;
@@ -97,6 +102,9 @@ impl<'r> CellRuns<'r> {
         match aim {
             Aim::AtMost(metric, limit) => Some(self.spread(STERNA, *metric)?.median <= *limit),
             Aim::AtMostTimesBest(metric, factor) => Some(self.ratio(*metric)? <= *factor),
+            Aim::AtMostTimes(metric, factor, contender) => {
+                Some(self.ratio_to(contender, *metric)? <= *factor)
+            }
             Aim::CompletesByPrecopy => Some(self.of(STERNA).all(was_precopy)),
         }
     }
@@ -111,9 +119,9 @@ fn was_precopy(run: &Run) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cells::CELLS;
     use crate::machine::Conditions;
     use crate::record::{Ending, Measured};
+    use crate::tables::CELLS;
 
     #[test]
     fn quartiles_lie_between_neighbours() {
@@ -153,9 +161,18 @@ mod tests {
     fn run(cell: &'static Cell, name: &str, total_ms: Option<f64>) -> Run {
         let contender = cell.contenders.iter().find(|contender| contender.name == name).unwrap();
         let ending = if total_ms.is_some() { Ending::Completed } else { Ending::NotInTime };
-        let measured = Measured { ending, total_ms, ..Measured::default() };
-        let date = "2026-01-01T00:00:00Z".to_owned();
-        let conditions = Conditions { date, busy_percent: 0.0, load_average: 0.0 };
-        Run::new(cell, contender, 1, conditions, measured)
+        Run {
+            cell: cell.name(),
+            contender: name.to_owned(),
+            number: 1,
+            definition: Run::definition(cell, contender),
+            commit: String::new(),
+            conditions: Conditions {
+                date: "2026-01-01T00:00:00Z".to_owned(),
+                busy_percent: 0.0,
+                load_average: 0.0,
+            },
+            measured: Measured { ending, total_ms, ..Measured::default() },
+        }
     }
 }

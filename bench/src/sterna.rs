@@ -7,19 +7,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sterna_api::Report;
-use sterna_e2e::{Error, Guest, Pair, Result, Setup, Side, Vm};
+use sterna_e2e::{Error, Pair, Result, Setup, Side, Vm};
 
-use crate::cells::Cell;
-use crate::events::Events;
-use crate::record::{Ending, Measured, wire_bytes};
-use crate::stock::link_rate;
-
-/// Under TCG on a busy machine; two to three seconds when it is idle.
-pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(60);
-/// What boot has left to do is done by then.
-pub(crate) const SETTLE: Duration = Duration::from_secs(1);
-/// How long the guest may take to look at all its pages twice: whoever lost one did not complete.
-pub(crate) const SWEEP_LIMIT: Duration = Duration::from_secs(60);
+use crate::record::{Ending, Measured};
+use crate::stage::{self, BOOT_LIMIT, GUEST_NETWORK, SWEEP_LIMIT};
+use crate::tables::Cell;
+use crate::watch::Watch;
+use crate::watch::events::Events;
 
 /// How often the destination's socket is looked for.
 const LOOK: Duration = Duration::from_millis(5);
@@ -29,37 +23,33 @@ const LOOK: Duration = Duration::from_millis(5);
 /// # Errors
 /// Something does not work at all.
 pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
-    let pair = Pair::start(&Setup::default())?;
-    let mut vm = Vm::start(&pair, &Guest::new("bench").load(cell.load))?;
-    if let Some(rate) = link_rate(cell)? {
-        pair.world().shape(rate)?;
-    }
-    thread::sleep(SETTLE);
+    let link = stage::wire(cell.link)?;
+    let pair = Pair::start(&Setup { guest_network: GUEST_NETWORK, link, ..Setup::default() })?;
+    let mut vm = Vm::start(&pair, &stage::guest(cell)?)?;
+    stage::shape(pair.world(), cell.link)?;
 
-    let counted = pair.world().counters(Side::Alpha)?;
+    let mut measured = Measured::default();
     let observer = Observer::start(&pair, vm.name())?;
+    let watch = Watch::start(pair.world(), cell.load, vm.log())?;
     let start = Instant::now();
     let moved = vm.try_migrate(&pair, options)?;
-    let command_ms = start.elapsed().as_secs_f64() * 1e3;
-    let bytes = wire_bytes(pair.world(), counted)?;
+    measured.command_ms = Some(start.elapsed().as_secs_f64() * 1e3);
+    let aftermath = watch.finish(&mut measured)?;
     moved.check_done()?;
     vm.arrived(&pair)?;
-    vm.log().wait_for_sweep(vm.log().mark()?, SWEEP_LIMIT)?;
 
     let report: Report = serde_json::from_value(moved.report)
         .map_err(|error| Error::unexpected("the report", "all its keys", error))?;
-    Ok(Measured {
-        ending: Ending::Completed,
-        total_ms: Some(report.total_ms),
-        downtime_ms: Some(report.downtime_ms),
-        bytes: Some(bytes),
-        destination_start_ms: Some(report.phases_ms.destination_qemu_start),
-        command_ms: Some(command_ms),
-        guest_swept: true,
-        observed_downtime_ms: observer.downtime_ms(),
-        report: Some(report),
-        ..Measured::default()
-    })
+    let downtime_ms = observer.downtime_ms()?;
+    measured.total_ms = Some(report.total_ms);
+    measured.downtime_ms = Some(downtime_ms);
+    measured.destination_start_ms = Some(report.phases_ms.destination_qemu_start);
+    measured.report = Some(report);
+    aftermath.finish(vm.log(), downtime_ms, &mut measured)?;
+    vm.log().wait_for_sweep(vm.log().mark()?, SWEEP_LIMIT)?;
+    measured.guest_swept = true;
+    measured.ending = Ending::Completed;
+    Ok(measured)
 }
 
 /// Sees the guest stop at one host and run at the other.
@@ -94,11 +84,16 @@ impl Observer {
         Ok(Self { source: Events::listen(&socket)?, destination })
     }
 
-    /// From STOP to RESUME, if both were seen.
-    fn downtime_ms(mut self) -> Option<f64> {
-        let stopped = self.source.last("STOP")?.unix_ms;
-        let mut destination = self.destination.join().ok()??;
-        let resumed = destination.wait_for(LOOK, |event| event.name == "RESUME")?;
-        Some(resumed.unix_ms - stopped)
+    /// From STOP to RESUME.
+    ///
+    /// # Errors
+    /// One of them was not seen.
+    fn downtime_ms(mut self) -> Result<f64> {
+        let unseen = |event| Error::unexpected("QEMU's events", event, "none");
+        let stopped = self.source.last("STOP").ok_or_else(|| unseen("STOP"))?.unix_ms;
+        let destination = self.destination.join().ok().flatten();
+        let mut destination = destination.ok_or_else(|| unseen("a QMP socket"))?;
+        let resumed = destination.wait_for(LOOK, |event| event.name == "RESUME");
+        Ok(resumed.ok_or_else(|| unseen("RESUME"))?.unix_ms - stopped)
     }
 }

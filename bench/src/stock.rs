@@ -9,15 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use sterna_e2e::command::{tool, wait_for};
-use sterna_e2e::{
-    Error, Guest, GuestLog, GuestNetwork, Qmp, Result, Side, World, expect_that, sterna,
-};
-use sterna_model::Rate;
+use sterna_e2e::{Error, GuestLog, Qmp, Result, Side, World, expect_that, sterna};
 
-use crate::cells::{Cell, Channel, StockMode, Switch};
-use crate::events::{Event, Events};
-use crate::record::{Ending, Measured, wire_bytes};
-use crate::sterna::{BOOT_LIMIT, SETTLE, SWEEP_LIMIT};
+use crate::record::{Ending, Measured};
+use crate::stage::{self, BOOT_LIMIT, GUEST_NETWORK, SWEEP_LIMIT};
+use crate::tables::{Cell, Channel, StockMode, Switch};
+use crate::watch::Watch;
+use crate::watch::events::{Event, Events};
 
 const PORT: u16 = 4444;
 /// Where QEMU must name one, and the wire has none.
@@ -30,7 +28,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Something does not work at all; a migration that does not end is no error.
 pub(crate) fn run(cell: &Cell, mode: &StockMode, limit: Duration) -> Result<Measured> {
-    let world = World::new(GuestNetwork::Absent)?;
+    let world = World::with_link(GUEST_NETWORK, stage::wire(cell.link)?)?;
     if mode.channel == Channel::Tls {
         issue_certificates(&world)?;
     }
@@ -41,17 +39,15 @@ pub(crate) fn run(cell: &Cell, mode: &StockMode, limit: Duration) -> Result<Meas
         Ok((source.serial.exists() && log.text()?.contains("LOAD READY")).then_some(()))
     })?;
     let (mut from, mut from_events) = source.connect()?;
-    if let Some(rate) = link_rate(cell)? {
-        world.shape(rate)?;
-    }
+    stage::shape(&world, cell.link)?;
     let mut destination = Qemu::prepare(&world, cell, mode, Side::Beta)?;
-    thread::sleep(SETTLE);
 
-    let counted = world.counters(Side::Alpha)?;
+    let mut measured = Measured::default();
+    let watch = Watch::start(&world, cell.load, &log)?;
     let (start, start_unix_ms) = (Instant::now(), unix_ms()?);
     destination.start()?;
     let (mut to, mut to_events) = destination.connect()?;
-    let destination_start_ms = start.elapsed().as_secs_f64() * 1e3;
+    measured.destination_start_ms = Some(start.elapsed().as_secs_f64() * 1e3);
     set_up(&mut to, cell, mode)?;
     to.command_with("migrate-incoming", &json!({"uri": format!("tcp:[::]:{PORT}")}))?;
     set_up(&mut from, cell, mode)?;
@@ -60,39 +56,24 @@ pub(crate) fn run(cell: &Cell, mode: &StockMode, limit: Duration) -> Result<Meas
     let end = follow(&mut from, &mut from_events, mode, limit)?;
     let resumed =
         end.as_ref().and_then(|_| to_events.wait_for(ANSWER_LIMIT, |event| event.name == "RESUME"));
-    let bytes = wire_bytes(&world, counted)?;
-
-    let mut measured = Measured {
-        bytes: Some(bytes),
-        destination_start_ms: Some(destination_start_ms),
-        stock_info: Some(from.command("query-migrate")?),
-        ..Measured::default()
-    };
+    let aftermath = watch.finish(&mut measured)?;
+    measured.stock_info = Some(from.command("query-migrate")?);
     let (Some(end), Some(resumed)) = (end, resumed) else {
         measured.ending = Ending::NotInTime;
         measured.total_ms = Some(start.elapsed().as_secs_f64() * 1e3);
         return Ok(measured);
     };
-    let stopped = from_events.last("STOP").map(|event| event.unix_ms);
-    measured.ending = Ending::Completed;
+    let stopped = from_events.last("STOP");
+    let stopped = stopped.ok_or_else(|| Error::unexpected("QEMU's events", "STOP", "none"))?;
+    let downtime_ms = resumed.unix_ms - stopped.unix_ms;
     measured.total_ms = Some(end.unix_ms - start_unix_ms);
-    measured.downtime_ms = stopped.map(|stopped| resumed.unix_ms - stopped);
+    measured.downtime_ms = Some(downtime_ms);
     log.moved_to(&destination.serial)?;
-    let now = log.mark()?;
-    log.wait_for_sweep(now, SWEEP_LIMIT)?;
+    aftermath.finish(&log, downtime_ms, &mut measured)?;
+    log.wait_for_sweep(log.mark()?, SWEEP_LIMIT)?;
     measured.guest_swept = true;
+    measured.ending = Ending::Completed;
     Ok(measured)
-}
-
-/// The cell's rate in each direction, if it has one.
-///
-/// # Errors
-/// The table has no rate there.
-pub(crate) fn link_rate(cell: &Cell) -> Result<Option<Rate>> {
-    let parse = |text: &str| {
-        text.parse::<Rate>().map_err(|error| Error::unexpected(cell.name, "a link rate", error))
-    };
-    cell.link.map(parse).transpose()
 }
 
 /// A QEMU that waits in its namespace to be started: the start of `ip` is not in the time.
@@ -110,7 +91,7 @@ impl Qemu {
         fs::create_dir_all(&folder).map_err(Error::io("making QEMU's folder"))?;
         let [serial, monitor, events] =
             ["serial", "monitor.qmp", "events.qmp"].map(|name| folder.join(name));
-        let guest = Guest::new("bench").load(cell.load).qmp(&monitor);
+        let guest = stage::guest(cell)?.qmp(&monitor);
         let mut argv = guest.argv(&serial)?;
         argv.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", events.display())]);
         if side == Side::Beta {
@@ -165,8 +146,9 @@ fn set_up(qmp: &mut Qmp, cell: &Cell, mode: &StockMode) -> Result<()> {
         .collect();
     qmp.command_with("migrate-set-capabilities", &json!({"capabilities": capabilities}))?;
     let mut parameters: Value = serde_json::from_str(mode.parameters)
-        .map_err(|error| Error::unexpected(cell.name, "JSON parameters", error))?;
-    let rate = link_rate(cell)?.map_or(NO_CAP_BYTES_PER_SECOND, |rate| rate.bytes_per_second);
+        .map_err(|error| Error::unexpected("a stock mode", "JSON parameters", error))?;
+    let rate =
+        stage::rate(cell.link)?.map_or(NO_CAP_BYTES_PER_SECOND, |rate| rate.bytes_per_second);
     parameters["max-bandwidth"] = json!(rate);
     if mode.channel == Channel::Tls {
         parameters["tls-creds"] = json!("tls0");

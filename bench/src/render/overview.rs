@@ -1,0 +1,48 @@
+//! One line for each cell: Sterna, the best of stock, the ratio.
+
+use super::format::with_unit;
+use crate::statistics::CellRuns;
+use crate::tables::{Metric, STERNA};
+
+/// What a line shows.
+const COLUMNS: [(&str, Metric); 3] =
+    [("total", Metric::TotalMs), ("downtime", Metric::DowntimeMs), ("on the wire", Metric::Bytes)];
+
+/// The overview of all cells.
+pub(super) fn table(cells: &[CellRuns<'_>]) -> String {
+    let mut text =
+        "| Sterna : the best of stock's modes (its name), ratio | stock modes that complete |"
+            .to_owned();
+    for (title, _) in COLUMNS {
+        text += &format!(" {title} |");
+    }
+    text += "\n|---|---|---|---|---|\n";
+    for cell in cells {
+        text += &line(cell);
+    }
+    text
+}
+
+fn line(runs: &CellRuns<'_>) -> String {
+    let modes = runs.cell.contenders.iter().filter(|who| who.is_stock());
+    let tried: Vec<_> = modes.filter(|who| runs.of(who.name).next().is_some()).collect();
+    let complete = tried.iter().filter(|who| runs.always_completed(who.name)).count();
+    let mut text = format!("| {} | {complete} of {} |", runs.cell.title(), tried.len());
+    for (_, metric) in COLUMNS {
+        text += &format!(" {} |", compared(runs, metric));
+    }
+    text.push('\n');
+    text
+}
+
+fn compared(runs: &CellRuns<'_>, metric: Metric) -> String {
+    let ours = runs.spread(STERNA, metric).map(|spread| with_unit(spread.median, metric));
+    let ours = ours.unwrap_or_else(|| "not completed".to_owned());
+    match runs.best_stock(metric).zip(runs.ratio(metric)) {
+        Some(((best, median), ratio)) => {
+            let stock = with_unit(median, metric);
+            format!("{ours} : {stock} ({}) **{ratio:.2}**", best.name)
+        }
+        None => format!("{ours} : none"),
+    }
+}

@@ -1,0 +1,140 @@
+//! Who moves the guest: Sterna, and QEMU's own modes.
+
+/// Who moves the guest.
+#[derive(Debug)]
+pub(crate) struct Contender {
+    /// The name in files and tables.
+    pub(crate) name: &'static str,
+    /// What it is, in words.
+    pub(crate) title: &'static str,
+    /// How it is run.
+    pub(crate) how: How,
+    /// Whether "the best of stock" may be this one; an extra row is for information.
+    pub(crate) standing: Standing,
+}
+
+impl Contender {
+    /// Whether QEMU moves the guest by itself.
+    pub(crate) const fn is_stock(&self) -> bool {
+        matches!(self.how, How::Stock(_))
+    }
+}
+
+/// See [`Contender::standing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It competes.
+    Competes,
+    /// It is shown.
+    Extra,
+}
+
+/// How a contender is run.
+#[derive(Debug)]
+pub(crate) enum How {
+    /// Two agents and `sterna migrate` with these options.
+    Sterna {
+        /// Options of `migrate`.
+        options: &'static [&'static str],
+    },
+    /// QEMU's own migration.
+    Stock(StockMode),
+}
+
+/// A mode of QEMU's own migration.
+#[derive(Debug)]
+pub(crate) struct StockMode {
+    /// Capabilities that are switched on at both ends.
+    pub(crate) capabilities: &'static [&'static str],
+    /// Parameters at both ends, beside the bandwidth: JSON.
+    pub(crate) parameters: &'static str,
+    /// Whether the guest goes over after the first pass.
+    pub(crate) switch: Switch,
+    /// Whether the stream is encrypted.
+    pub(crate) channel: Channel,
+}
+
+/// When a stock migration goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Switch {
+    /// When QEMU finds that the rest fits its downtime limit (300 ms by default).
+    Converged,
+    /// `migrate-start-postcopy` at the start of the second pass.
+    AfterFirstPass,
+}
+
+/// How a stock stream travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// As it is.
+    Plain,
+    /// TLS with certificates at both ends.
+    Tls,
+}
+
+/// The contender that the others are compared with.
+pub(crate) const STERNA: &str = "sterna";
+
+const PLAIN: StockMode = StockMode {
+    capabilities: &[],
+    parameters: "{}",
+    switch: Switch::Converged,
+    channel: Channel::Plain,
+};
+
+const fn stock(name: &'static str, title: &'static str, mode: StockMode) -> Contender {
+    Contender { name, title, how: How::Stock(mode), standing: Standing::Competes }
+}
+
+pub(super) static OURS: Contender = Contender {
+    name: STERNA,
+    title: "Sterna (mutual TLS, defaults)",
+    how: How::Sterna { options: &[] },
+    standing: Standing::Competes,
+};
+pub(super) static OURS_UNCOMPRESSED: Contender = Contender {
+    name: "sterna-uncompressed",
+    title: "Sterna, `--compress none`",
+    how: How::Sterna { options: &["--compress", "none"] },
+    standing: Standing::Extra,
+};
+pub(super) static PRECOPY: Contender = stock("precopy", "stock pre-copy, cap = link rate", PLAIN);
+pub(super) static PRECOPY_TLS: Contender =
+    stock("precopy-tls", "stock pre-copy with TLS", StockMode { channel: Channel::Tls, ..PLAIN });
+pub(super) static XBZRLE: Contender = stock(
+    "xbzrle",
+    "stock xbzrle, cache = RAM size",
+    StockMode {
+        capabilities: &["xbzrle"],
+        parameters: r#"{"xbzrle-cache-size": 268435456}"#,
+        ..PLAIN
+    },
+);
+pub(super) static MULTIFD_ZSTD: Contender = stock(
+    "multifd-zstd",
+    "stock multifd with zstd, 4 channels",
+    StockMode {
+        capabilities: &["multifd"],
+        parameters: r#"{"multifd-channels": 4, "multifd-compression": "zstd"}"#,
+        ..PLAIN
+    },
+);
+pub(super) static POSTCOPY: Contender = stock(
+    "postcopy",
+    "stock post-copy after the first pass",
+    StockMode { capabilities: &["postcopy-ram"], switch: Switch::AfterFirstPass, ..PLAIN },
+);
+pub(super) static POSTCOPY_PREEMPT: Contender = stock(
+    "postcopy-preempt",
+    "stock post-copy after the first pass, preempt",
+    StockMode {
+        capabilities: &["postcopy-ram", "postcopy-preempt"],
+        switch: Switch::AfterFirstPass,
+        ..PLAIN
+    },
+);
+pub(super) static AUTO_CONVERGE: Contender = stock(
+    "auto-converge",
+    "stock pre-copy, auto-converge",
+    StockMode { capabilities: &["auto-converge"], ..PLAIN },
+);
