@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sterna_e2e::command::{tool, tool_line};
@@ -114,4 +114,14 @@ fn cpu_ticks() -> Result<(f64, f64)> {
 
 fn read(path: &str) -> Result<String> {
     fs::read_to_string(path).map_err(Error::io(format!("reading {path}")))
+}
+
+/// Now, in milliseconds since 1970: the clock of QEMU's events.
+///
+/// # Errors
+/// The clock is before 1970.
+pub(crate) fn unix_ms() -> Result<f64> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.map_err(|error| Error::unexpected("the clock", "a time after 1970", error))?;
+    Ok(now.as_secs_f64() * 1e3)
 }

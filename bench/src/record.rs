@@ -31,6 +31,9 @@ pub(crate) enum Ending {
 pub(crate) struct Measured {
     /// How it ended.
     pub(crate) ending: Ending,
+    /// When the command was given: milliseconds since 1970.
+    #[serde(default)]
+    pub(crate) start_unix_ms: Option<f64>,
     /// From the command, with the start of the destination's QEMU, until the source may be destroyed.
     pub(crate) total_ms: Option<f64>,
     /// The source's STOP event to the destination's RESUME event, on one clock.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sterna_api::Report;
 use sterna_e2e::{Error, Pair, Result, Setup, Side, Vm};
 
+use crate::machine;
 use crate::record::{Ending, Measured};
 use crate::stage::{self, BOOT_LIMIT, GUEST_NETWORK, SWEEP_LIMIT};
 use crate::tables::Cell;
@@ -31,6 +32,7 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
     let mut measured = Measured::default();
     let observer = Observer::start(&pair, vm.name())?;
     let watch = Watch::start(pair.world(), cell.load, vm.log())?;
+    measured.start_unix_ms = Some(machine::unix_ms()?);
     let start = Instant::now();
     let moved = vm.try_migrate(&pair, options)?;
     measured.command_ms = Some(start.elapsed().as_secs_f64() * 1e3);

@@ -5,12 +5,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sterna_e2e::command::{tool, wait_for};
 use sterna_e2e::{Error, GuestLog, Qmp, Result, Side, World, expect_that, sterna};
 
+use crate::machine;
 use crate::record::{Ending, Measured};
 use crate::stage::{self, BOOT_LIMIT, GUEST_NETWORK, SWEEP_LIMIT};
 use crate::tables::{Cell, Channel, StockMode, Switch};
@@ -44,7 +45,8 @@ pub(crate) fn run(cell: &Cell, mode: &StockMode, limit: Duration) -> Result<Meas
 
     let mut measured = Measured::default();
     let watch = Watch::start(&world, cell.load, &log)?;
-    let (start, start_unix_ms) = (Instant::now(), unix_ms()?);
+    let (start, start_unix_ms) = (Instant::now(), machine::unix_ms()?);
+    measured.start_unix_ms = Some(start_unix_ms);
     destination.start()?;
     let (mut to, mut to_events) = destination.connect()?;
     measured.destination_start_ms = Some(start.elapsed().as_secs_f64() * 1e3);
@@ -206,10 +208,4 @@ fn credentials(world: &World, side: Side) -> String {
 
 fn pki(world: &World) -> PathBuf {
     world.folder().join("stock-pki")
-}
-
-fn unix_ms() -> Result<f64> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let now = now.map_err(|error| Error::unexpected("the clock", "a time after 1970", error))?;
-    Ok(now.as_secs_f64() * 1e3)
 }

@@ -71,6 +71,7 @@ pub(crate) fn write_all(results: &Results) -> Result<()> {
     );
     write_text(&results.summary("md"), &text)?;
     plot::ratios(&cells, &results.summary("svg"))?;
+    plot::clients(&cells, &results.summary("redis.svg"))?;
     println!("{text}");
     if results.are_for_quoting() {
         put_into_readme(&repository().join("README.md"), &format!("{facts}\n{overview}\n{PLOT}"))?;

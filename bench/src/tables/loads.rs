@@ -17,6 +17,13 @@ pub(crate) struct Load {
     pub(crate) memory_kib: u32,
 }
 
+impl Load {
+    /// Whether the guest works while it is moved.
+    pub(crate) const fn is_busy(&self) -> bool {
+        !matches!(self.client, Client::Nobody)
+    }
+}
+
 /// What runs in a guest.
 #[derive(Debug)]
 pub(crate) enum Program {

@@ -8,6 +8,7 @@
 //! prober, redis   what clients see, where the load has some
 //! ```
 
+mod child;
 pub(crate) mod events;
 pub(crate) mod prober;
 pub(crate) mod processes;

@@ -1,12 +1,9 @@
 //! A client that sends the guest a datagram every millisecond and watches for the echo.
 //!
 //! Datagrams, since a TCP connection that has lost a segment waits longer and longer before it sends it
-//! again: it would show its own patience, not the guest's silence. The socket has to be opened in the
-//! clients' namespace, so this program runs itself there; it stops when its input is closed.
+//! again: it would show its own patience, not the guest's silence.
 
-use std::io::{Read, Write};
 use std::net::UdpSocket;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sterna_e2e::{Error, GUEST_ADDRESS, Result, World};
+
+use super::child::{self, Client};
 
 /// The hidden option that makes this program a prober.
 pub(crate) const OPTION: &str = "--probe";
@@ -37,7 +36,7 @@ pub(crate) struct Probed {
 
 /// A prober at work; killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Prober(Child);
+pub(crate) struct Prober(Client);
 
 impl Prober {
     /// Starts it, and waits for the first echo.
@@ -45,41 +44,15 @@ impl Prober {
     /// # Errors
     /// The guest does not answer.
     pub(crate) fn start(world: &World) -> Result<Self> {
-        let program =
-            std::env::current_exe().map_err(Error::io("asking for this program's path"))?;
-        let mut command = world.command_of_client(&program);
-        command.arg(OPTION).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut prober = Self(command.spawn().map_err(Error::io("starting the prober"))?);
-        let mut first = [0];
-        let output = prober.0.stdout.as_mut();
-        let begun = output.map(|output| output.read_exact(&mut first));
-        match begun {
-            Some(Ok(())) => Ok(prober),
-            _ => Err(Error::unexpected("the prober", "an echo of the guest", "none")),
-        }
+        Client::start(world, "prober", &[OPTION]).map(Self)
     }
 
     /// Ends it.
     ///
     /// # Errors
     /// It has ended by itself.
-    pub(crate) fn finish(mut self) -> Result<Probed> {
-        drop(self.0.stdin.take());
-        let mut text = String::new();
-        let read = self.0.stdout.as_mut().map(|output| output.read_to_string(&mut text));
-        if let Some(Err(error)) = read {
-            return Err(Error::io("reading the prober's result")(error));
-        }
-        serde_json::from_str(&text)
-            .map_err(|error| Error::unexpected("the prober", "its result", error))
-    }
-}
-
-impl Drop for Prober {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+    pub(crate) fn finish(self) -> Result<Probed> {
+        self.0.finish()
     }
 }
 
@@ -101,16 +74,12 @@ pub(crate) fn probe() -> Result<()> {
         let (socket, stop) = (Arc::clone(&socket), Arc::clone(&stop));
         thread::spawn(move || receive(&socket, &stop))
     };
-    // Whatever comes from there, its end is what counts.
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    child::until_finished();
     stop.store(true, Ordering::Relaxed);
     let sent = sender.join().unwrap_or_default();
     let (longest_gap, echoed) = receiver.join().unwrap_or_default();
     let probed = Probed { longest_gap_ms: longest_gap.as_secs_f64() * 1e3, sent, echoed };
-    let text = serde_json::to_string(&probed)
-        .map_err(|error| Error::unexpected("the prober", "JSON", error))?;
-    println!("{text}");
-    Ok(())
+    child::tell(&probed)
 }
 
 /// Gives how many.
@@ -138,8 +107,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> (Duration, u64) {
         if has_come {
             echoed += 1;
             if last.is_none() {
-                // The parent waits for this sign; that it has gone is no matter here.
-                let _ = std::io::stdout().write_all(b"\n").and_then(|()| std::io::stdout().flush());
+                child::begun();
             }
             last = Some(now);
         } else if last.is_none() && start.elapsed() > FIRST_ECHO_LIMIT {

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use plotters::prelude::*;
-use sterna_e2e::{Error, Result};
+use sterna_e2e::Result;
 
+use super::Drawn;
 use crate::statistics::CellRuns;
 use crate::tables::Metric;
 
@@ -28,17 +29,13 @@ const MARKS: [(Metric, &str, RGBColor); 3] = [
 ///
 /// # Errors
 /// The file cannot be written.
-pub(super) fn ratios(cells: &[CellRuns<'_>], path: &Path) -> Result<()> {
+pub(in crate::render) fn draw_all(cells: &[CellRuns<'_>], path: &Path) -> Result<()> {
     let rows: Vec<&CellRuns<'_>> =
         cells.iter().filter(|runs| runs.ratio(Metric::TotalMs).is_some()).collect();
-    draw(&rows, path)
-        .map_err(|error| Error::unexpected(path.display().to_string(), "a plot", error.to_string()))
+    super::written(draw(&rows, path), path)
 }
 
-fn draw(
-    rows: &[&CellRuns<'_>],
-    path: &Path,
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn draw(rows: &[&CellRuns<'_>], path: &Path) -> Drawn {
     let count = u32::try_from(rows.len())?;
     let area =
         SVGBackend::new(path, (WIDTH_PX, FRAME_PX + ROW_PX * count.max(1))).into_drawing_area();
