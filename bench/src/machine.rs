@@ -1,6 +1,7 @@
 //! The machine: what it is, and how quiet it is.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -69,6 +70,18 @@ pub(crate) fn commit() -> Result<String> {
     let changes = git(&["status", "--porcelain", "--", "crates", "Cargo.lock"])?;
     let mark = if changes.trim().is_empty() { "" } else { "+" };
     Ok(format!("{}{mark}", commit.trim()))
+}
+
+/// Waits for a lock that is kept until the file is dropped.
+///
+/// # Errors
+/// It cannot be made or locked.
+pub(crate) fn take_turn(path: &Path) -> Result<fs::File> {
+    let doing = || format!("locking {}", path.display());
+    let file = fs::File::options().create(true).append(true).open(path);
+    let file = file.map_err(Error::io(doing()))?;
+    file.lock().map_err(Error::io(doing()))?;
+    Ok(file)
 }
 
 /// Waits until others leave the machine alone, at most `patience`.

@@ -22,6 +22,7 @@ mod stock;
 mod tables;
 mod watch;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -49,6 +50,9 @@ struct Options {
     /// Begin no run after so many minutes; the next benchmark goes on there
     #[arg(long, value_name = "MINUTES", default_value_t = 150)]
     minutes: u64,
+    /// Hold this file's lock in each run: whoever else takes it (a build: `flock FILE cargo …`) keeps out of the way
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Print what would be measured
     #[arg(long)]
     list: bool,
@@ -149,6 +153,7 @@ fn is_to_be_run(results: &Results, (cell, contender): Row, number: u32) -> Resul
 
 /// One move of a fresh guest. What fails is a result too; only an interrupt ends the benchmark.
 fn one_run(options: &Options, (cell, contender): Row, number: u32) -> Result<Run> {
+    let _turn = options.lock.as_deref().map(machine::take_turn).transpose()?;
     let patience = if options.quick { Duration::ZERO } else { machine::QUIET_PATIENCE };
     let conditions = machine::wait_until_quiet(patience)?;
     let measured = match &contender.how {
