@@ -19,8 +19,8 @@ const ACKNOWLEDGED: u32 = 1 << 31;
 const PRESENT: u32 = 1 << 30;
 /// State bits that count the sends. 2^30 sends of one page are 4 TiB of it: the count ends there.
 const VERSION: u32 = PRESENT - 1;
-/// Slot of the ref index that names no page. A layout has fewer pages than this.
-const NO_PAGE: u32 = u32::MAX;
+/// Slot of the ref index that names no page: its page bits are beyond every table.
+const EMPTY: u32 = u32::MAX;
 /// Slots in a bucket of the ref index.
 const WAYS: usize = 2;
 
@@ -40,22 +40,27 @@ pub struct Entry {
 pub struct Known {
     hashes: Box<[[AtomicU64; 2]]>,
     states: Box<[AtomicU32]>,
-    /// Buckets of [`WAYS`] slots, by hash: pages whose content can be referred to.
+    /// Buckets of [`WAYS`] slots, by hash: pages whose content can be referred to. A slot is a page's number and, in
+    /// the bits that no number needs, some of its hash: most slots with another content are told by that alone, where
+    /// looking the page up would be two more misses of the cache.
     index: Box<[[AtomicU32; WAYS]]>,
+    /// The bits of a slot that are the page's number.
+    page_mask: u32,
 }
 
 impl Known {
     /// A table for `pages` pages of which the destination has none.
     #[must_use]
     pub fn new(pages: u32) -> Self {
+        let beyond = pages.checked_add(1).and_then(u32::checked_next_power_of_two);
+        let page_mask = beyond.map_or(u32::MAX, |beyond| beyond - 1);
         let pages = pages as usize;
         let buckets = (pages * 5).div_ceil(8).max(1);
         Self {
             hashes: (0..pages).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
             states: (0..pages).map(|_| AtomicU32::new(0)).collect(),
-            index: (0..buckets)
-                .map(|_| core::array::from_fn(|_| AtomicU32::new(NO_PAGE)))
-                .collect(),
+            index: (0..buckets).map(|_| core::array::from_fn(|_| AtomicU32::new(EMPTY))).collect(),
+            page_mask,
         }
     }
 
@@ -121,8 +126,9 @@ impl Known {
     #[must_use]
     pub fn find(&self, hash: PageHash, except: PageId) -> Option<PageId> {
         let bucket = self.index.get(self.bucket_of(hash))?;
-        let pages = bucket.iter().map(|slot| PageId(slot.load(Relaxed)));
-        pages.into_iter().find(|page| {
+        let slots = bucket.iter().map(|slot| slot.load(Relaxed));
+        let alike = slots.filter(|slot| slot & !self.page_mask == self.tag_of(hash));
+        alike.map(|slot| PageId(slot & self.page_mask)).find(|page| {
             let entry = if *page == except { None } else { self.get(*page) };
             entry.is_some_and(|entry| entry.acknowledged && entry.hash == hash)
         })
@@ -136,12 +142,22 @@ impl Known {
         }
         let at = self.bucket_of(hash);
         let bucket = &self.index[at];
-        let replaceable = |slot: &&AtomicU32| {
-            let holder = PageId(slot.load(Relaxed));
-            holder == page || self.get(holder).is_none_or(|entry| self.bucket_of(entry.hash) != at)
+        let held = |slot: &AtomicU32| PageId(slot.load(Relaxed) & self.page_mask);
+        let own_or_empty = |slot: &&AtomicU32| slot.load(Relaxed) == EMPTY || held(slot) == page;
+        let stale = |slot: &&AtomicU32| {
+            self.get(held(slot)).is_none_or(|entry| self.bucket_of(entry.hash) != at)
         };
+        let replaceable = bucket.iter().find(own_or_empty).or_else(|| bucket.iter().find(stale));
         let unlucky = usize::from(hash.0[15]) % WAYS;
-        bucket.iter().find(replaceable).unwrap_or(&bucket[unlucky]).store(page.0, Relaxed);
+        let slot = replaceable.unwrap_or(&bucket[unlucky]);
+        slot.store(page.0 | self.tag_of(hash), Relaxed);
+    }
+
+    /// The bits of a hash that stand in a slot beside the page's number. The bucket is chosen by the other half.
+    #[expect(clippy::cast_possible_truncation, reason = "some bits are as good as others")]
+    fn tag_of(&self, hash: PageHash) -> u32 {
+        let [_, high] = halves(hash);
+        high as u32 & !self.page_mask
     }
 
     fn bucket_of(&self, hash: PageHash) -> usize {
@@ -224,7 +240,7 @@ mod tests {
             known.acknowledge(PageId(page), 1);
         }
         let found = (0..10_000).filter(|page| {
-            known.find(hash(u64::from(*page)), PageId(NO_PAGE)) == Some(PageId(*page))
+            known.find(hash(u64::from(*page)), PageId(EMPTY)) == Some(PageId(*page))
         });
         assert!(found.count() > 7_000);
     }
@@ -233,7 +249,7 @@ mod tests {
     fn pages_beyond_the_table_are_ignored() {
         let known = Known::new(2);
         assert_eq!(known.record_sent(PageId(2), hash(1)), 0);
-        known.acknowledge(PageId(NO_PAGE), 1);
+        known.acknowledge(PageId(EMPTY), 1);
         known.forget(PageId(9));
         known.record_present(PageId(9), hash(1));
         assert_eq!(known.get(PageId(2)), None);
