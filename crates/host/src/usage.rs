@@ -1,4 +1,4 @@
-//! What the agent itself takes: anonymous memory and processor time.
+//! What the agent itself takes, anonymous memory and processor time, and how much of the machine is left.
 //!
 //! The resident set says nothing here, since guest RAM in files is read and written by the agent and never its own;
 //! neither does its high-water mark (`VmHWM`), which counts files and cannot be set back for one job. So anonymous memory
@@ -54,6 +54,37 @@ impl AnonPeak {
     }
 }
 
+/// How idle the machine's processors were since the last look.
+#[derive(Debug, Default)]
+pub struct IdleShare {
+    /// Idle and all ticks since boot, at the last look.
+    seen: Option<(u64, u64)>,
+}
+
+impl IdleShare {
+    /// The share of all processors' time since the last look that was idle, 0 to 1; none at the first look, when too little
+    /// time has passed, or where the system does not tell. Time that this machine's own host took counts as busy.
+    pub fn look(&mut self) -> Option<f64> {
+        let now = idle_and_all(&std::fs::read_to_string("/proc/stat").ok()?)?;
+        let before = self.seen.replace(now)?;
+        let idle = u32::try_from(now.0.checked_sub(before.0)?).ok()?;
+        let all = u32::try_from(now.1.checked_sub(before.1)?).ok()?;
+        (all > 0).then(|| f64::from(idle) / f64::from(all))
+    }
+}
+
+/// The first line counts user, nice, system, idle, iowait, irq, softirq and steal; what follows is in user already.
+fn idle_and_all(stat: &str) -> Option<(u64, u64)> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> =
+        line.split_whitespace().take(8).map_while(|tick| tick.parse().ok()).collect();
+    let [_, _, _, idle, waiting, ..] = ticks[..] else { return None };
+    Some((
+        idle.checked_add(waiting)?,
+        ticks.iter().try_fold(0_u64, |sum, of| sum.checked_add(*of))?,
+    ))
+}
+
 /// The processor time that a process has had, user and system, in steps of 10 ms.
 ///
 /// # Errors
@@ -96,6 +127,19 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(20));
         }
         assert!(cpu_time(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn idle_time_is_a_share_of_all() {
+        let mut share = IdleShare::default();
+        assert_eq!(share.look(), None);
+        std::thread::sleep(Duration::from_millis(60));
+        let share = share.look().unwrap();
+        assert!((0.0..=1.0).contains(&share), "{share}");
+        assert_eq!(idle_and_all("cpu  1 2 3 40 5 6 7 8 9 9\ncpu0 1"), Some((45, 72)));
+        for wrong in ["", "cpu 1 2 3 4", "cpu0 1 2 3 4 5 6 7 8", "cpu a b c d e"] {
+            assert_eq!(idle_and_all(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

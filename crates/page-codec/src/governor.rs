@@ -14,6 +14,10 @@
 //! The link's time is seen only while writes block. While they do not, the link may be faster than we know: its
 //! estimate fades slowly, until raw looks better and is tried. Where encryption takes a large part of a write, it passes
 //! for the link: that is what it costs per wire byte, and the trials show whether compressing first is faster.
+//!
+//! The two times are thought of as running beside each other. Where the machine's processors are all taken they do not: a
+//! write then waits for a processor, which compressing takes away as well. So there raw is tried for a moment, and what it
+//! took as a whole, against what compressing took as a whole, decides.
 
 use core::time::Duration;
 
@@ -33,6 +37,10 @@ const HYSTERESIS: f64 = 0.95;
 const DOMINANCE: f64 = 1.25;
 /// Share of the time blocked from which on the link is busy all the time.
 const BUSY: f64 = 0.125;
+/// Share of the time that compressing must take for raw to be tried: more cannot be gained by it.
+const WORTH_TRYING_RAW: f64 = 0.04;
+/// Windows of such a trial: the first one also pays for what was written before.
+const TRIAL_WINDOWS: u32 = 2;
 /// What is left of the link's estimate after a decision without blocking.
 const FADE: f64 = 0.97;
 
@@ -49,6 +57,16 @@ const fn level(level: i8) -> Effort {
     }
 }
 
+/// How busy the machine's processors are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Processors {
+    /// Some are idle: what waits, waits for the link.
+    #[default]
+    Idle,
+    /// All are taken.
+    Taken,
+}
+
 /// What happened to one batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BatchFacts {
@@ -62,6 +80,8 @@ pub struct BatchFacts {
     pub finish: Duration,
     /// Time spent in writing it, which is nearly all waiting for the link.
     pub blocked: Duration,
+    /// How busy the machine was meanwhile.
+    pub processors: Processors,
 }
 
 /// What is known of an effort.
@@ -69,10 +89,23 @@ pub struct BatchFacts {
 struct Measured {
     /// Nanoseconds per byte of content.
     finish: f64,
+    /// Nanoseconds per byte of content as a whole: prepared, finished, written.
+    whole: f64,
     /// Wire bytes per byte of content.
     ratio: f64,
     /// The decision that it was measured for.
     decision: u64,
+}
+
+/// Raw against an effort, as a whole.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Trial {
+    /// Not tried yet, or not for this long.
+    Over { decision: Option<u64> },
+    /// Raw is being tried instead of `rung`, which took `before` nanoseconds a byte.
+    Running { rung: usize, before: f64, windows: u32 },
+    /// Raw was faster than `before`, and stays for as long as it is.
+    RawWon { before: f64, decision: u64 },
 }
 
 /// Picks the effort for each batch of one connection.
@@ -86,6 +119,7 @@ pub struct Governor {
     prepare: f64,
     /// Nanoseconds per wire byte; 0: the link was never busy.
     link: f64,
+    trial: Trial,
     window: BatchFacts,
     window_batches: u32,
     decisions: u64,
@@ -107,6 +141,7 @@ impl Governor {
             measured: [None; LADDER.len()],
             prepare: 0.0,
             link: 0.0,
+            trial: Trial::Over { decision: None },
             window: NO_FACTS,
             window_batches: 0,
             decisions: 0,
@@ -134,19 +169,21 @@ impl Governor {
         window.prepare = window.prepare.saturating_add(facts.prepare);
         window.finish = window.finish.saturating_add(facts.finish);
         window.blocked = window.blocked.saturating_add(facts.blocked);
+        window.processors = facts.processors;
         self.window_batches += 1;
         if self.window_batches < WINDOW_BATCHES {
             return;
         }
         if self.window.body_bytes / u64::from(WINDOW_BATCHES) >= MIN_BODY_BYTES {
-            self.learn(rung);
-            self.rung = Some(self.decide(rung));
+            let whole = self.learn(rung);
+            self.rung = Some(self.try_raw(rung, whole).unwrap_or_else(|| self.decide(rung)));
         }
         self.window = NO_FACTS;
         self.window_batches = 0;
     }
 
-    fn learn(&mut self, rung: usize) {
+    /// Learns from the window; gives the nanoseconds that a byte of content took as a whole.
+    fn learn(&mut self, rung: usize) -> f64 {
         let content = as_f64(self.window.body_bytes);
         let wire = as_f64(self.window.wire_bytes.max(1));
         let [prepare, finish, blocked] =
@@ -157,6 +194,7 @@ impl Governor {
         let known = self.measured[rung];
         self.measured[rung] = Some(Measured {
             finish: learn(known.map(|known| known.finish), finish / content),
+            whole: learn(known.map(|known| known.whole), (prepare + finish + blocked) / content),
             ratio: learn(known.map(|known| known.ratio), wire / content),
             decision: self.decisions,
         });
@@ -166,6 +204,45 @@ impl Governor {
         } else {
             (self.link * FADE).min(total / wire)
         };
+        total / content
+    }
+
+    /// The rung for the next window, as far as raw as a whole decides it.
+    fn try_raw(&mut self, rung: usize, whole: f64) -> Option<usize> {
+        match self.trial {
+            Trial::Running { rung: before_rung, before, windows } if windows >= TRIAL_WINDOWS => {
+                let decision = self.decisions;
+                let has_won = whole < before * HYSTERESIS;
+                self.trial = if has_won {
+                    Trial::RawWon { before, decision }
+                } else {
+                    Trial::Over { decision: Some(decision) }
+                };
+                Some(if has_won { 0 } else { before_rung })
+            }
+            Trial::Running { rung, before, windows } => {
+                self.trial = Trial::Running { rung, before, windows: windows + 1 };
+                Some(0)
+            }
+            Trial::RawWon { before, decision }
+                if whole < before && self.decisions - decision < STALE_DECISIONS =>
+            {
+                Some(0)
+            }
+            Trial::RawWon { decision, .. } => {
+                self.trial = Trial::Over { decision: Some(decision) };
+                None
+            }
+            Trial::Over { .. } if self.window.processors == Processors::Idle => None,
+            Trial::Over { decision } => {
+                let is_due = decision.is_none_or(|last| self.decisions - last >= STALE_DECISIONS);
+                let known = self.measured[rung].filter(|known| {
+                    rung > 0 && is_due && known.finish > known.whole * WORTH_TRYING_RAW
+                })?;
+                self.trial = Trial::Running { rung, before: known.whole, windows: 1 };
+                Some(0)
+            }
+        }
     }
 
     fn decide(&self, rung: usize) -> usize {
@@ -211,6 +288,7 @@ const NO_FACTS: BatchFacts = BatchFacts {
     prepare: Duration::ZERO,
     finish: Duration::ZERO,
     blocked: Duration::ZERO,
+    processors: Processors::Idle,
 };
 
 fn learn(known: Option<f64>, sample: f64) -> f64 {
@@ -266,6 +344,7 @@ mod tests {
                     prepare: time(self.prepare * body),
                     finish: time(finish * body),
                     blocked: time(blocked),
+                    processors: Processors::Idle,
                 });
             }
             now + queued * self.link
@@ -289,6 +368,31 @@ mod tests {
                 assert!(time < raw * 1.02, "{mbit} Mbit/s: {} of raw", time / raw);
             }
         }
+    }
+
+    /// A machine whose processors are all taken: a write waits for one, and compressing takes it away from the writes.
+    #[test]
+    fn raw_where_processors_are_the_bottleneck() {
+        let mut governor = Governor::automatic();
+        let body: u32 = 512 << 10;
+        let nanos = |each: f64| Duration::from_secs_f64(f64::from(body) * each * 1e-9);
+        let mut raw_batches = 0;
+        for _ in 0..400 {
+            let is_raw = governor.effort() == Effort::Raw;
+            raw_batches += u32::from(is_raw);
+            // A processor's time for a byte: 1 to prepare, 2 to compress, 2 to write; three others wait for it as well.
+            let (finish, wire) = if is_raw { (0.0, body) } else { (2.0, body * 9 / 10) };
+            let own = 1.0 + finish + 2.0;
+            governor.observe(&BatchFacts {
+                body_bytes: body.into(),
+                wire_bytes: wire.into(),
+                prepare: nanos(1.0),
+                finish: nanos(finish),
+                blocked: nanos(2.0 + 3.0 * own),
+                processors: Processors::Taken,
+            });
+        }
+        assert!(raw_batches > 350, "{raw_batches}");
     }
 
     #[test]

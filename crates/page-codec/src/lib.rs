@@ -43,7 +43,7 @@ pub use encoder::{
     Batch, BatchStats, Encoder, EncoderConfig, Hint, NoMemory, PageCounts, PushError, Pushed, Sent,
 };
 pub use format::{FormatError, MAX_BATCH_BYTES, MAX_BATCH_PAGES};
-pub use governor::{BatchFacts, Governor};
+pub use governor::{BatchFacts, Governor, Processors};
 pub use hash::{PageKey, is_zero, page_hash};
 pub use known::{Entry, Known};
 pub use pack::{Effort, Level};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sterna_host::tls::{DataHandle, DataStream};
 use sterna_migration::tracker::{Round, Tracker};
 use sterna_model::{PageId, Rate, Root};
-use sterna_page_codec::{Effort, Encoder, EncoderConfig, Governor, Known, PageKey};
+use sterna_page_codec::{Effort, Encoder, EncoderConfig, Governor, Known, PageKey, Processors};
 use sterna_wire::FrameWriter;
 
 use super::limiter::Limiter;
@@ -174,6 +174,11 @@ impl Bulk {
     /// See [`Totals`].
     pub(super) fn totals(&self) -> &Totals {
         &self.shared.totals
+    }
+
+    /// How busy the machine is.
+    pub(super) fn note_processors(&self, processors: Processors) {
+        self.shared.note_processors(processors);
     }
 
     /// Bytes handed to TLS.

@@ -15,7 +15,8 @@ use sterna_host::tls::{DataStream, FrameStreamError};
 use sterna_migration::tracker::{Claim, Cursor, Round, Tracker};
 use sterna_model::{PAGE_BYTES, PageHash, PageId, Root};
 use sterna_page_codec::{
-    BatchFacts, BatchStats, Encoder, Governor, Hint, Known, MAX_BATCH_PAGES, PushError, Sent,
+    BatchFacts, BatchStats, Encoder, Governor, Hint, Known, MAX_BATCH_PAGES, Processors, PushError,
+    Sent,
 };
 use sterna_wire::{FrameKind, FrameWriter};
 
@@ -97,6 +98,8 @@ pub(super) struct Shared {
     /// The rate.
     pub limiter: Limiter,
     requested: Requested,
+    /// The machine's processors are all taken.
+    processors_taken: AtomicBool,
     /// The job is over: whoever still works for it stops.
     abandoned: AtomicBool,
 }
@@ -163,6 +166,7 @@ impl Shared {
             totals: Totals::default(),
             limiter,
             requested: Requested::default(),
+            processors_taken: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
         }
     }
@@ -170,6 +174,19 @@ impl Shared {
     /// The job is over.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// How busy the machine is; the workers' governors ask.
+    pub(super) fn note_processors(&self, processors: Processors) {
+        self.processors_taken.store(processors == Processors::Taken, Ordering::Relaxed);
+    }
+
+    fn processors(&self) -> Processors {
+        if self.processors_taken.load(Ordering::Relaxed) {
+            Processors::Taken
+        } else {
+            Processors::Idle
+        }
     }
 
     /// The destination asks for a page again.
@@ -333,6 +350,7 @@ impl Worker {
             prepare: pushed - begun,
             finish: finished - pushed,
             blocked: finished.elapsed(),
+            processors: self.shared.processors(),
         });
         self.shared.totals.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
         self.shared.totals.pages_sent.fetch_add(batch.sent.len() as u64, Ordering::Relaxed);

@@ -34,6 +34,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
+use sterna_host::usage::IdleShare;
 use sterna_migration::journal::SourceRecord;
 use sterna_migration::journal::Subject as JournalSubject;
 use sterna_migration::policy::Precopy;
@@ -42,6 +43,7 @@ use sterna_migration::source::Fact;
 use sterna_migration::source::Limits;
 use sterna_migration::source::Source;
 use sterna_migration::source::Timer;
+use sterna_page_codec::Processors;
 use sterna_wire::FrameWriter;
 use sterna_wire::Message;
 use sterna_wire::message as wire;
@@ -67,6 +69,8 @@ const NEAR_THE_END: Duration = Duration::from_millis(300);
 const VERIFIED_STOP: Duration = Duration::from_secs(600);
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
+/// With less than this share of the processors idle, whatever waits may be waiting for one.
+const SHORT_OF_PROCESSORS: f64 = 0.1;
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
 const PING_EVERY: Duration = Duration::from_millis(200);
 
@@ -149,6 +153,7 @@ struct Drive {
     again: Again,
     tail: Tail,
     counters: Arc<Counters>,
+    idle: IdleShare,
     pace: Pace,
     /// Everything was handed to the connections at least once.
     flushed: bool,
@@ -190,6 +195,7 @@ impl Drive {
             again: Again::default(),
             tail: Tail::default(),
             counters: Arc::default(),
+            idle: IdleShare::default(),
             pace: Pace::default(),
             flushed: false,
             pinged_at: Instant::now(),
@@ -412,6 +418,7 @@ impl Drive {
 
     async fn tick(&mut self) {
         self.agent.anonymous.sample();
+        self.look_at_processors();
         let stopped = self.timers.contains_key(&Timer::Silence);
         let every = if stopped { PING_EVERY } else { Duration::from_secs(1) };
         if self.pinged_at.elapsed() >= every {
@@ -420,6 +427,12 @@ impl Drive {
         self.pace().await;
         let progress = self.gauge.progress(&self.job, self.phase(), self.bulk.as_ref());
         self.job.set_progress(progress);
+    }
+
+    fn look_at_processors(&mut self) {
+        let (Some(idle), Some(bulk)) = (self.idle.look(), &self.bulk) else { return };
+        let all_taken = idle < SHORT_OF_PROCESSORS;
+        bulk.note_processors(if all_taken { Processors::Taken } else { Processors::Idle });
     }
 
     fn watch_qemu(&self) {
