@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 use crate::config::{Config, ConfigError};
 use crate::incoming;
 use crate::jobs::Jobs;
-use crate::journal::JournalError;
-use crate::registry::{Owner, Record, Registry, RegistryError};
+use crate::journal::{self, JournalError};
+use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
 use crate::{control, recovery, visitors};
 
@@ -85,28 +85,9 @@ pub fn run(config: Option<&Path>) -> Result<(), AgentError> {
 }
 
 async fn serve(config: Config) -> Result<(), AgentError> {
-    for folder in [&config.state_dir, &config.run_dir] {
-        std::fs::create_dir_all(folder).map_err(|error| io(&folder.to_string_lossy(), error))?;
-    }
-    let lock = FolderLock::take(&config.state_dir)?;
-    let files = TlsFiles {
-        ca: config.tls.ca.clone(),
-        certificate: config.tls.cert.clone(),
-        key: config.tls.key.clone(),
-    };
-    let identity = TlsIdentity::load_for(&config.name, &files)?;
-    let (registry, records) = Registry::open(&config.state_dir)?;
     let (listen, control_path) = (config.listen, config.control.clone());
-    let agent = Arc::new(Agent {
-        config,
-        identity,
-        registry,
-        jobs: Jobs::default(),
-        anonymous: AnonPeak::default(),
-        incoming: Mutex::default(),
-        _lock: lock,
-    });
-    recovery::recover(&agent, records).await?;
+    let (agent, found) = Agent::open(config)?;
+    recovery::recover(&agent, found).await?;
     let peers = TcpListener::bind(listen).await.map_err(|error| io(&format!("{listen}"), error))?;
     let clients =
         control::bind(&control_path).map_err(|error| io(&control_path.to_string_lossy(), error))?;
@@ -119,7 +100,8 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     Ok(())
 }
 
-async fn greet_peers(agent: Arc<Agent>, listener: TcpListener) {
+/// Takes connections of peers for as long as the agent runs.
+pub(crate) async fn greet_peers(agent: Arc<Agent>, listener: TcpListener) {
     let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
     loop {
         let Ok(permit) = Arc::clone(&greetings).acquire_owned().await else { return };
@@ -160,10 +142,45 @@ async fn ended() -> std::io::Result<()> {
 }
 
 impl Agent {
+    /// Takes the state directory and reads who we are and which VMs there are; nobody is listened to yet.
+    ///
+    /// # Errors
+    /// When another agent has the directory, or the certificates cannot be used.
+    pub(crate) fn open(config: Config) -> Result<(Arc<Self>, Vec<Found>), AgentError> {
+        for folder in [&config.state_dir, &config.run_dir] {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| io(&folder.to_string_lossy(), error))?;
+        }
+        let lock = FolderLock::take(&config.state_dir)?;
+        let files = TlsFiles {
+            ca: config.tls.ca.clone(),
+            certificate: config.tls.cert.clone(),
+            key: config.tls.key.clone(),
+        };
+        let identity = TlsIdentity::load_for(&config.name, &files)?;
+        let (registry, found) = Registry::open(&config.state_dir)?;
+        let agent = Self {
+            config,
+            identity,
+            registry,
+            jobs: Jobs::default(),
+            anonymous: AnonPeak::default(),
+            incoming: Mutex::default(),
+            _lock: lock,
+        };
+        Ok((Arc::new(agent), found))
+    }
+
     /// How connections to peers are made and watched.
     #[must_use]
     pub(crate) fn link_options(&self) -> LinkOptions {
         LinkOptions { silence_limit: self.config.limits.link_timeout, ..LinkOptions::default() }
+    }
+
+    /// After so much silence a source counts as gone: as either host has it, whichever is less.
+    #[must_use]
+    pub(crate) fn silence_limit(&self, link_timeout_ms: u64) -> Duration {
+        self.config.limits.link_timeout.min(Duration::from_millis(link_timeout_ms))
     }
 
     /// Folders that a VM that arrives may use: as configured, else what this host's own VMs use, the state directory and
@@ -201,16 +218,28 @@ impl Agent {
     }
 
     /// A VM that was to arrive did not: what was known by its name before is known again.
-    pub(crate) fn put_back(&self, vm: &Vm, previous: Option<Record>) {
-        let name = vm.record().name;
-        vm.ended(|_| Owner::Ended);
-        match previous {
+    pub(crate) fn put_back(&self, vm: &Vm) {
+        match vm.ended(|_| Owner::Ended).previous {
             Some(record) => {
-                let vm = Vm::new(record, None);
-                self.remember(&vm);
-                self.registry.insert(vm);
+                let previous = Vm::new(*record, None);
+                if self.registry.replace(vm, Arc::clone(&previous)) {
+                    self.remember(&previous);
+                }
             }
-            None => self.registry.remove(&name),
+            None => self.registry.remove(vm),
+        }
+    }
+
+    /// Removes journals of long ago. To be called when a job has ended.
+    pub(crate) fn prune_journals(&self) {
+        let in_use = self.registry.jobs_of_interest();
+        let now = std::time::SystemTime::now();
+        let pruned =
+            tokio::task::block_in_place(|| journal::prune(&self.config.state_dir, &in_use, now));
+        match pruned {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "journals of long ago were removed"),
+            Err(error) => tracing::warn!(%error, "old journals could not be removed"),
         }
     }
 

@@ -9,8 +9,10 @@ use sterna_host::clock;
 use sterna_model::{HostName, JobId, VmName};
 use tokio::sync::{Notify, watch};
 
-/// Jobs that are remembered after their end, at most; older ones are in their journals.
-const MAX_ENDED: usize = 1000;
+use crate::journal::MAX_JOURNALS;
+
+/// Jobs that are remembered after their end, at most: as many as have journals.
+const MAX_ENDED: usize = MAX_JOURNALS;
 
 /// What this host is in a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,9 +19,12 @@ mod link;
 mod machines;
 mod outgoing;
 mod peer;
+mod place;
 mod random;
 mod recovery;
 mod registry;
+#[cfg(test)]
+mod testing;
 mod visitors;
 mod vm;
 

@@ -1,4 +1,7 @@
 //! A control connection to a peer, once both have said hello: messages out, messages in, each direction a task.
+//!
+//! What comes in waits in a queue of bounded length. When it is full nothing more is read, so that a peer that sends
+//! faster than it is heard waits in its own buffers; whoever empties the queue must therefore never wait for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +15,8 @@ use sterna_wire::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
+/// What may wait to be heard of one connection: each is a frame, so at most so many MiB.
+pub(crate) const MAX_UNREAD: usize = 16;
 /// Messages that wait to be written, at most. A job has few; a peer that does not read is noticed.
 const MAX_UNSENT: usize = 256;
 /// How long a message waits for one to be written when so many wait.
@@ -69,12 +74,9 @@ pub(crate) struct Greeted {
 }
 
 impl Link {
-    /// Starts both directions. `them` is what the peer is in the job; what it sends is given to `inbound`.
-    pub(crate) fn start(
-        greeted: Greeted,
-        them: Sender,
-        inbound: impl Fn(Inbound) + Send + Sync + 'static,
-    ) -> Self {
+    /// Starts both directions. `them` is what the peer is in the job; what it sends is given to `inbound`, to the last
+    /// word why nothing more comes, or until nobody listens any more.
+    pub(crate) fn start(greeted: Greeted, them: Sender, inbound: mpsc::Sender<Inbound>) -> Self {
         let peer = greeted.connection.peer().clone();
         let (read_half, write_half) = tokio::io::split(greeted.connection.into_stream());
         let (unsent, messages) = mpsc::channel(MAX_UNSENT);
@@ -84,7 +86,7 @@ impl Link {
         tokio::spawn(async move {
             let mut read_half = read_half;
             let why = read_all(&mut read_half, greeted.reader, them, &reading, &inbound).await;
-            inbound(Inbound::Closed(why));
+            let _ = inbound.send(Inbound::Closed(why)).await;
         });
         Self { peer, unsent, counts }
     }
@@ -106,6 +108,18 @@ impl Link {
             self.push(FrameKind::Tail, piece.to_vec()).await?;
         }
         Ok(())
+    }
+
+    /// Whether it is this very connection.
+    #[must_use]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.counts, &other.counts)
+    }
+
+    /// Nothing can be sent any more.
+    #[must_use]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.unsent.is_closed()
     }
 
     /// Bytes so far.
@@ -146,7 +160,7 @@ async fn read_all(
     mut reader: FrameReader,
     them: Sender,
     counts: &Counts,
-    inbound: &(impl Fn(Inbound) + Sync),
+    inbound: &mpsc::Sender<Inbound>,
 ) -> String {
     loop {
         match read_frame(stream, &mut reader).await {
@@ -159,17 +173,83 @@ async fn read_all(
         counts
             .received_bytes
             .fetch_add((frame.payload.len() + HEADER_BYTES) as u64, Ordering::Relaxed);
-        match frame.kind {
+        let heard = match frame.kind {
             FrameKind::Control => match Message::decode(frame.payload, them) {
-                Ok(message) => inbound(Inbound::Message(Box::new(message))),
+                Ok(message) => Inbound::Message(Box::new(message)),
                 Err(error) => return format!("the peer misbehaves: {error}"),
             },
-            FrameKind::Tail => inbound(Inbound::Tail(frame.payload.to_vec())),
+            FrameKind::Tail => Inbound::Tail(frame.payload.to_vec()),
             kind => {
                 return format!(
                     "the peer misbehaves: expected a message, found a frame of kind {kind}"
                 );
             }
+        };
+        if inbound.send(heard).await.is_err() {
+            return "nobody listens to the peer any more".into();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sterna_wire::message::Echo;
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    /// A peer that has said hello, and what reads it.
+    async fn greeted(room: usize) -> ((DuplexStream, FrameWriter), (DuplexStream, FrameReader)) {
+        let (mut theirs, mut ours) = tokio::io::duplex(room);
+        let (mut writer, mut reader) = (FrameWriter::new(), FrameReader::new());
+        write_frame(&mut theirs, &mut writer, FrameKind::Hello, b"{}").await.unwrap();
+        assert!(read_frame(&mut ours, &mut reader).await.unwrap());
+        ((theirs, writer), (ours, reader))
+    }
+
+    async fn flood((mut stream, mut writer): (DuplexStream, FrameWriter), count: u64) {
+        for nonce in 0..count {
+            let ping = Message::Ping(Echo { nonce, sent_ns: 0 }).encode().unwrap();
+            write_frame(&mut stream, &mut writer, FrameKind::Control, &ping).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_floods_waits_in_its_own_buffers() {
+        const SENT: u64 = 500;
+        const MAX_FRAME_BYTES: u64 = 128;
+        let (theirs, (mut ours, reader)) = greeted(256).await;
+        let (sender, mut queue) = mpsc::channel(MAX_UNREAD);
+        let flooding = tokio::spawn(flood(theirs, SENT));
+        let counts = Arc::new(Counts::default());
+        let counted = Arc::clone(&counts);
+        let reading = tokio::spawn(async move {
+            read_all(&mut ours, reader, Sender::Source, &counted, &sender).await
+        });
+        // One thread, so both tasks have had every turn that they could use.
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(queue.len(), MAX_UNREAD);
+        assert!(!flooding.is_finished(), "it waits");
+        let read = counts.received_bytes.load(Ordering::Relaxed);
+        assert!(read <= (MAX_UNREAD as u64 + 1) * MAX_FRAME_BYTES, "{read} bytes read ahead");
+        for expected in 0..SENT {
+            let Some(Inbound::Message(message)) = queue.recv().await else { panic!("closed") };
+            assert!(matches!(*message, Message::Ping(echo) if echo.nonce == expected));
+        }
+        flooding.await.unwrap();
+        assert!(reading.await.unwrap().contains("closed"));
+    }
+
+    #[tokio::test]
+    async fn nobody_reads_on_when_nobody_listens() {
+        let (theirs, (mut ours, reader)) = greeted(64 << 10).await;
+        let (sender, queue) = mpsc::channel(MAX_UNREAD);
+        drop(queue);
+        flood(theirs, 3).await;
+        let counts = Counts::default();
+        let why = read_all(&mut ours, reader, Sender::Source, &counts, &sender).await;
+        assert!(why.contains("nobody listens"));
     }
 }

@@ -11,8 +11,9 @@ use sterna_model::{Uuid, VmName};
 use sterna_qemu_args::serial_path;
 
 use crate::agent::Agent;
+use crate::place::{Place, monitor_argument};
 use crate::registry::{Owner, Record, Reservation};
-use crate::vm::{Launch, Live, Place, Vm, VmError, fresh_record, id_of, monitor_argument};
+use crate::vm::{Launch, Live, Vm, VmError, fresh_record, id_of};
 
 /// Starts QEMU under the agent. The argument vector is the definition; the agent adds only its monitors.
 ///
@@ -42,7 +43,7 @@ pub(crate) async fn start(
         log: &place.log,
         qmp: &place.agent_qmp,
     };
-    let live = Live::launch(launch).await.map_err(|error| failed(&error))?;
+    let live = Live::launch(launch, |_| Ok(())).await.map_err(|error| failed(&error))?;
     let mut definition = argv.clone();
     definition[0] = program.to_string_lossy().into_owned();
     let uuid = match uuid_of(&live.qmp).await {
@@ -104,8 +105,8 @@ async fn register(agent: &Arc<Agent>, mut record: Record, live: Live) -> VmView 
     record.process = Some(id_of(&live.process));
     record.serial = serial_path(&record.definition).map(|path| record.directory.join(path));
     let vm = Vm::new(record, Some(live));
-    agent.remember(&vm);
     agent.registry.insert(Arc::clone(&vm));
+    agent.remember(&vm);
     agent.watch(&vm);
     vm.view().await
 }
@@ -132,11 +133,7 @@ pub(crate) async fn stop(
         let name = vm.record().name;
         return Err(ApiError::failed(format!("{name} is being moved by {job}; cancel that first")));
     }
-    let owner = vm.record().owner;
-    if let Owner::Unknown { job } = &owner {
-        let why = format!(
-            "whose the guest is is not known after {job}; look at both hosts before ending either QEMU"
-        );
+    if let Some(why) = vm.record().owner.unknown_because() {
         return Err(ApiError { exit_code: 4, ..ApiError::failed(why) });
     }
     let Some(live) = vm.live() else { return Ok(vm.view().await) };
@@ -158,16 +155,20 @@ fn reserve<'a>(agent: &'a Agent, name: &VmName) -> Result<Reservation<'a>, ApiEr
 }
 
 fn free_name(agent: &Agent, name: &VmName) -> Result<(), ApiError> {
-    match agent.registry.get(name) {
-        Some(vm) if vm.live().is_some() || vm.record().process.is_some() => Err(ApiError::failed(
-            format!("a VM named {name} runs here already; choose another name or stop it"),
-        )),
-        Some(vm) if matches!(vm.record().owner, Owner::Unknown { .. }) => Err(ApiError {
-            exit_code: 4,
-            ..ApiError::failed(format!("whose {name} is is not known; look at both hosts"))
-        }),
-        _ => Ok(()),
+    let Some(vm) = agent.registry.get(name) else { return Ok(()) };
+    let record = vm.record();
+    if let Some(why) = record.owner.unknown_because() {
+        return Err(ApiError { exit_code: 4, ..ApiError::failed(format!("{name}: {why}")) });
     }
+    if vm.live().is_some() || record.process.is_some() {
+        let why = format!("a VM named {name} runs here already; choose another name or stop it");
+        return Err(ApiError::failed(why));
+    }
+    // Its QEMU may be dead, and the guest about to run at the other host.
+    if let Some(job) = vm.job() {
+        return Err(ApiError::failed(format!("{name} is being moved by {job}; wait for that")));
+    }
+    Ok(())
 }
 
 /// One QEMU under two names could be moved twice.

@@ -106,12 +106,18 @@ pub(crate) fn destination(agent: &Agent, text: &str) -> Result<Destination, Refu
         None => (text, None),
     };
     let name: HostName = name.parse().map_err(|error| unknown(format!("{error}")))?;
-    let address =
-        address.or_else(|| agent.config.peers.get(&name).map(|peer| peer.address.clone()));
     match address {
         Some(address) => Ok(Destination { name, address }),
-        None => Err(unknown(format!("there is no [peers.{name}] in the configuration"))),
+        None => configured(agent, &name)
+            .ok_or_else(|| unknown(format!("there is no [peers.{name}] in the configuration"))),
     }
+}
+
+/// The peer of this name, where the configuration says that it listens.
+#[must_use]
+pub(crate) fn configured(agent: &Agent, name: &HostName) -> Option<Destination> {
+    let address = agent.config.peers.get(name)?.address.clone();
+    Some(Destination { name: name.clone(), address })
 }
 
 fn our_offer() -> Offer {

@@ -1,6 +1,9 @@
 //! What peers that connect to us want: to send a VM, to send its pages, to ask what became of one, to see whether we are
 //! there. Who may do what is decided here, after TLS has proven the name.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use sterna_host::tls::{read_frame, write_frame};
@@ -12,7 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::agent::Agent;
 use crate::incoming::{self, DataConnection};
-use crate::link::{Greeted, Inbound, Link};
+use crate::journal;
+use crate::link::{Greeted, Inbound, Link, MAX_UNREAD};
 use crate::peer::{PeerError, Visitor};
 use crate::recovery;
 
@@ -41,7 +45,7 @@ pub(crate) async fn receive(
         Role::Control => {
             let greeted = visitor.welcome().await?;
             drop(permit);
-            control(agent, &peer, greeted).await;
+            control(agent, &peer, greeted).await?;
         }
         Role::Data { job, token, connection } => {
             let handle = agent.incoming(&job);
@@ -52,11 +56,12 @@ pub(crate) async fn receive(
                 return visitor.refuse(&refusal).await;
             };
             let greeted = visitor.welcome().await?;
-            handle.data(DataConnection {
-                number: connection,
-                link: greeted.connection.into_blocking()?,
-                frames: greeted.reader,
-            });
+            // A job that has much to hear must not keep other peers from being greeted.
+            drop(permit);
+            greeted.connection.limit_silence(handle.silence_limit)?;
+            let link = greeted.connection.into_blocking()?;
+            let data = DataConnection { number: connection, link, frames: greeted.reader };
+            handle.data(data).await;
         }
         Role::Check => {
             let greeted = visitor.welcome().await?;
@@ -68,26 +73,61 @@ pub(crate) async fn receive(
 }
 
 /// A control connection: its first messages say what it is for.
-async fn control(agent: &Arc<Agent>, peer: &HostName, greeted: Greeted) {
-    let (sender, mut inbox) = mpsc::unbounded_channel();
-    let link = Link::start(greeted, Sender::Source, move |inbound| drop(sender.send(inbound)));
-    while let Some(Inbound::Message(message)) = inbox.recv().await {
-        match *message {
+async fn control(
+    agent: &Arc<Agent>,
+    peer: &HostName,
+    mut greeted: Greeted,
+) -> Result<(), PeerError> {
+    let Some(first) = first_message(peer, &mut greeted).await? else { return Ok(()) };
+    if let Message::Prepare(prepare) = &first {
+        greeted.connection.limit_silence(agent.silence_limit(prepare.link_timeout_ms))?;
+    }
+    let (sender, mut inbox) = mpsc::channel(MAX_UNREAD);
+    let link = Link::start(greeted, Sender::Source, sender);
+    let mut next = Some(first);
+    while let Some(message) = next.take() {
+        match message {
             Message::Prepare(prepare) => {
                 if let Some(handle) = begin(agent, peer, prepare, &link).await {
                     drop(link);
                     while let Some(inbound) = inbox.recv().await {
-                        handle.inbound(inbound);
+                        handle.inbound(inbound).await;
                     }
                 }
-                return;
+                return Ok(());
             }
             Message::Inquire(inquire) => answer(agent, peer, &inquire, &link).await,
             Message::Ping(echo) => drop(link.send(&Message::Pong(echo)).await),
             other => {
                 tracing::warn!(%peer, message = other.name(), "a peer sent a message that begins nothing");
-                return;
+                return Ok(());
             }
+        }
+        if let Some(Inbound::Message(message)) = inbox.recv().await {
+            next = Some(*message);
+        }
+    }
+    Ok(())
+}
+
+/// What a peer says first, before anything else is read for it.
+async fn first_message(
+    peer: &HostName,
+    greeted: &mut Greeted,
+) -> Result<Option<Message>, PeerError> {
+    let Greeted { connection, reader, .. } = greeted;
+    let failed = |error| PeerError::Frame { peer: peer.clone(), error };
+    if !read_frame(connection.stream(), reader).await.map_err(failed)? {
+        return Ok(None);
+    }
+    let Some(frame) = reader.frame().filter(|frame| frame.kind == FrameKind::Control) else {
+        return Ok(None);
+    };
+    match Message::decode(frame.payload, Sender::Source) {
+        Ok(message) => Ok(Some(message)),
+        Err(error) => {
+            tracing::warn!(%peer, %error, "a peer misbehaves");
+            Ok(None)
         }
     }
 }
@@ -99,26 +139,37 @@ async fn begin(
     link: &Link,
 ) -> Option<incoming::Handle> {
     let job = prepare.job.clone();
-    let begun = match refused(agent, peer, &prepare) {
-        Some(refusal) => Err(refusal),
-        None => incoming::begin(agent, peer, prepare, link.clone()).map_err(|error| {
-            Refusal::new(
-                "destination-not-ready",
-                error.to_string(),
-                "look at the destination's log",
-            )
-        }),
-    };
+    let begun = look_at(agent, peer, &prepare).and_then(|checked| {
+        incoming::begin(agent, peer, (prepare, checked), link.clone()).map_err(|error| {
+            let remedy = "look at the destination's log";
+            vec![Refusal::new("destination-not-ready", error.to_string(), remedy)]
+        })
+    });
     match begun {
         Ok(handle) => {
             agent.remember_incoming(job, handle.clone());
             Some(handle)
         }
-        Err(refusal) => {
-            tracing::warn!(%peer, %job, %refusal, "a VM was refused");
-            let _ = link.send(&Message::Refused(Refused::new(&[refusal]))).await;
+        Err(refusals) => {
+            // Nothing was begun: neither a job nor a journal is left of it.
+            for refusal in &refusals {
+                tracing::warn!(%peer, %job, %refusal, "a VM was refused");
+            }
+            let _ = link.send(&Message::Refused(Refused::new(&refusals))).await;
             None
         }
+    }
+}
+
+/// Whether this peer may begin this job, and whether its VM can be taken.
+fn look_at(
+    agent: &Agent,
+    peer: &HostName,
+    prepare: &Prepare,
+) -> Result<incoming::Checked, Vec<Refusal>> {
+    match refused(agent, peer, prepare) {
+        Some(refusal) => Err(vec![refusal]),
+        None => incoming::check(agent, prepare),
     }
 }
 
@@ -136,7 +187,9 @@ fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal>
             "wait, or raise limits.jobs at the destination",
         ));
     }
-    if agent.jobs.get(&prepare.job).is_some() {
+    // An old job's journal must not get another one's entries.
+    let has_journal = journal::path_of(&agent.config.state_dir, &prepare.job).exists();
+    if has_journal || agent.jobs.get(&prepare.job).is_some() {
         let reason = format!("the job {} is known here already", prepare.job);
         return Some(Refusal::new("job-known", reason, "begin the move again"));
     }
@@ -157,8 +210,7 @@ fn not_accepted(agent: &Agent, peer: &HostName) -> Option<Refusal> {
 /// Answers who owns a guest: by the job if it is still there, else by its journal.
 async fn answer(agent: &Agent, peer: &HostName, inquire: &Inquire, link: &Link) {
     if let Some(handle) = agent.incoming(&inquire.job).filter(|handle| handle.peer == *peer) {
-        handle.ask(link.clone());
-        return;
+        return handle.ask(link.clone()).await;
     }
     let state = recovery::journaled_state(agent, peer, inquire);
     let answer = Answer { job: inquire.job.clone(), state };
@@ -177,10 +229,7 @@ async fn check(agent: &Agent, peer: &HostName, greeted: Greeted) -> Result<(), P
             Ok(Message::Ping(echo)) => Message::Pong(echo),
             // Would this VM be taken? Everything is checked, nothing is begun; no refusals mean yes.
             Ok(Message::Prepare(prepare)) => {
-                let refusals = match refused(agent, peer, &prepare) {
-                    Some(refusal) => vec![refusal],
-                    None => incoming::refusals(agent, &prepare),
-                };
+                let refusals = look_at(agent, peer, &prepare).err().unwrap_or_default();
                 Message::Refused(Refused::new(&refusals))
             }
             // Would any VM be taken? A job that nobody knows, or the reason why not.

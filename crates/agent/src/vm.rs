@@ -14,6 +14,7 @@ use sterna_host::qmp::{Qmp, QmpError, RunState, Schema};
 use sterna_model::{Epoch, JobId, Uuid, VmName};
 use tokio::sync::OnceCell;
 
+use crate::place::Place;
 use crate::registry::{Owner, ProcessId, Record};
 
 /// QEMU has this long to open its monitor after its start.
@@ -95,19 +96,28 @@ pub(crate) struct Launch<'a> {
 impl Live {
     /// Starts a QEMU and connects to its monitor. One that does not come up is killed and its log quoted.
     ///
+    /// `started` hears of the process before anything is waited for: what it makes durable finds the process again if
+    /// the agent dies meanwhile. When it fails, QEMU is killed.
+    ///
     /// # Errors
-    /// When it ends, or its monitor does not answer in time.
-    pub(crate) async fn launch(launch: Launch<'_>) -> Result<Self, VmError> {
+    /// When it ends, its monitor does not answer in time, or `started` fails.
+    pub(crate) async fn launch(
+        launch: Launch<'_>,
+        started: impl FnOnce(ProcessId) -> Result<(), String>,
+    ) -> Result<Self, VmError> {
         let args: Vec<OsString> = launch.args.iter().map(OsString::from).collect();
         let failed = |reason: String| VmError::Start { reason, log: quote_log(launch.log) };
         let spawned = spawn_detached(launch.program, &args, launch.directory, launch.log, &[]);
         let process = Arc::new(spawned.map_err(|error| failed(error.to_string()))?);
-        let reason = tokio::select! {
-            connected = Qmp::connect(launch.qmp, START_DEADLINE) => match connected {
-                Ok((qmp, _)) => return Ok(Self { qmp, process, schema: Arc::default() }),
-                Err(error) => error.to_string(),
+        let reason = match started(id_of(&process)) {
+            Err(error) => error,
+            Ok(()) => tokio::select! {
+                connected = Qmp::connect(launch.qmp, START_DEADLINE) => match connected {
+                    Ok((qmp, _)) => return Ok(Self { qmp, process, schema: Arc::default() }),
+                    Err(error) => error.to_string(),
+                },
+                exit = process.exited() => describe_exit(exit.ok()),
             },
-            exit = process.exited() => describe_exit(exit.ok()),
         };
         // It may have ended by itself; whatever is left of it must not stay.
         let _ = process.kill_and_reap(KILL_DEADLINE).await;
@@ -283,82 +293,15 @@ pub(crate) fn fresh_record(
         serial: None,
         log: place.log.clone(),
         owner: Owner::Here,
+        leaving: None,
+        previous: None,
     }
-}
-
-/// A VM's own files on this host.
-#[derive(Clone, Debug)]
-pub(crate) struct Place {
-    /// Sockets, gone after a reboot.
-    pub sockets: PathBuf,
-    /// What the guest and QEMU write.
-    pub output: PathBuf,
-    /// The agent's monitor.
-    pub agent_qmp: PathBuf,
-    /// The users' monitor.
-    pub user_qmp: PathBuf,
-    /// QEMU's messages.
-    pub log: PathBuf,
-}
-
-impl Place {
-    /// The place of the VM `name`; nothing is made yet.
-    #[must_use]
-    pub(crate) fn of(run_dir: &Path, state_dir: &Path, name: &VmName) -> Self {
-        let sockets = run_dir.join("vms").join(name.as_str());
-        let output = state_dir.join("output").join(name.as_str());
-        Self {
-            // As the rebuilt arguments of a VM that arrives name it.
-            agent_qmp: sockets.join("qmp.sock"),
-            user_qmp: sockets.join("sterna-users.sock"),
-            log: output.join("qemu.log"),
-            sockets,
-            output,
-        }
-    }
-
-    /// Makes the place's folders, and one in them for this stay if one is named.
-    ///
-    /// # Errors
-    /// When a folder cannot be made.
-    pub(crate) fn make(&self, stay: Option<&Path>) -> Result<(), VmError> {
-        for folder in [Some(&*self.sockets), Some(&*self.output), stay].into_iter().flatten() {
-            let failed = |error| VmError::Folder { path: folder.to_path_buf(), error };
-            make_private(folder).map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// A folder of its own for the next stay of the VM on this host: a VM that comes back must not write over what it
-    /// wrote before.
-    #[must_use]
-    pub(crate) fn next_stay(&self) -> PathBuf {
-        let number = |entry: std::fs::DirEntry| {
-            entry.file_name().to_str()?.strip_prefix("stay-")?.parse().ok()
-        };
-        let entries = std::fs::read_dir(&self.output).into_iter().flatten().flatten();
-        let last: u32 = entries.filter_map(number).max().unwrap_or(0);
-        self.output.join(format!("stay-{}", last.saturating_add(1)))
-    }
-}
-
-/// Makes a folder that only we can enter. A QEMU that runs as another user would need more: that is set up by hand.
-fn make_private(folder: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// A process id as it is remembered.
 #[must_use]
 pub(crate) fn id_of(process: &Process) -> ProcessId {
     ProcessId { pid: process.pid(), start_time: process.start_time() }
-}
-
-/// A monitor's argument.
-#[must_use]
-pub(crate) fn monitor_argument(socket: &Path) -> String {
-    // A comma in a path is doubled in QEMU's option syntax.
-    format!("unix:{},server=on,wait=off", socket.to_string_lossy().replace(',', ",,"))
 }
 
 /// What QEMU's log ends with, for an error.
@@ -380,4 +323,33 @@ pub(crate) fn describe_exit(exit: Option<Exit>) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_qemu_that_nothing_remembers_is_not_left_behind() {
+        let folder = std::env::temp_dir().join(format!("sterna-launch-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let launch = Launch {
+            program: Path::new("/bin/sleep"),
+            args: vec!["600".into()],
+            directory: Path::new("/"),
+            log: &folder.join("log"),
+            qmp: &folder.join("qmp"),
+        };
+        let mut started = None;
+        let launched = Live::launch(launch, |id| {
+            let process = Process::reattach(id.pid, id.start_time).unwrap();
+            started = process.map(|_| id);
+            Err("the disk is full".to_owned())
+        });
+        let error = launched.await.unwrap_err();
+        assert!(error.to_string().contains("the disk is full"), "{error}");
+        let id = started.expect("it should have been told of while it ran");
+        assert!(Process::reattach(id.pid, id.start_time).unwrap().is_none());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

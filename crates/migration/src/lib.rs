@@ -20,6 +20,8 @@
 //!  Gone           journal: gone, its QEMU ends
 //!
 //!  Before Offered, anything that goes wrong leads to Returning (the guest runs on at the source) and Returned.
+//!  A source QEMU that dies with everything sent does not end the move: what is dead never runs again, and the
+//!  destination's copy is then the only one. The move goes on to its commit, or the guest is lost.
 //!  From Offered on the source waits: Running ends in Gone, Discarded in Returned, nothing else ends it.
 //!  Before Entitling, the destination may discard: its QEMU is killed and reaped, journalled, answered.
 //! ```
@@ -27,8 +29,8 @@
 //! Law 1 (never two running copies) is carried by types: the guest is resumed at the source only with a
 //! [`MayReturn`](source::MayReturn), at the destination only with an [`Entitlement`](destination::Entitlement), and the
 //! commit is sent only with a [`DurableOffer`](source::DurableOffer). Only the step that proves the right makes the token.
-//! A restarted agent has no machine of a job that was under way before the offer or after the commit: it acts on the
-//! journal's last record itself (the agent's `recovery`).
+//! A restarted agent takes a job up at its journal's last record: [`Source::resume_unoffered`](source::Source::resume_unoffered)
+//! and its like give the tokens that this record is worth.
 #![no_std]
 
 extern crate alloc;

@@ -13,6 +13,7 @@ mod receiver;
 mod streams;
 
 pub(crate) use drive::{Handle, begin};
+pub(crate) use qemu::Checked;
 pub(crate) use streams::DataConnection;
 
 use sterna_model::Refusal;
@@ -20,7 +21,10 @@ use sterna_wire::message::Prepare;
 
 use crate::agent::Agent;
 
-/// Why a VM would be refused; empty when it would be taken. Nothing is touched.
-pub(crate) fn refusals(agent: &Agent, prepare: &Prepare) -> Vec<Refusal> {
-    qemu::check(agent, prepare).err().unwrap_or_default()
+/// Looks whether a VM can be taken. Nothing is touched.
+///
+/// # Errors
+/// All reasons not to take it.
+pub(crate) fn check(agent: &Agent, prepare: &Prepare) -> Result<Checked, Vec<Refusal>> {
+    qemu::check(agent, prepare)
 }

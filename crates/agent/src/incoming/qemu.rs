@@ -13,8 +13,9 @@ use sterna_qemu_args::{Access, Description, Policy, Rebuilt, rebuild};
 use sterna_wire::message::Prepare;
 
 use crate::agent::Agent;
-use crate::registry::{Owner, Record};
-use crate::vm::{Live, Place, Vm, fresh_record, id_of, monitor_argument};
+use crate::place::{Place, monitor_argument};
+use crate::registry::{Owner, ProcessId, Record};
+use crate::vm::{Live, Vm, fresh_record, id_of};
 
 /// Memory that has to stay free beside a guest that arrives.
 const SPARE_MEMORY: ByteCount = ByteCount(64 << 20);
@@ -31,8 +32,6 @@ pub(super) struct Waiting {
     pub live: Live,
     /// Guest memory that QEMU shares with us.
     pub shared: Vec<BlockMemory>,
-    /// What was known here by this name before.
-    pub previous: Option<Record>,
     /// How long QEMU took to start.
     pub start_time: Duration,
     /// QEMU's version, for people.
@@ -73,7 +72,7 @@ pub(super) fn check(agent: &Agent, prepare: &Prepare) -> Result<Checked, Vec<Ref
 
 /// A guest that can be taken.
 #[derive(Debug)]
-pub(super) struct Checked {
+pub(crate) struct Checked {
     rebuilt: Rebuilt,
     program: PathBuf,
     place: Place,
@@ -82,7 +81,8 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// Starts QEMU, puts the VM into the registry as incoming, and opens its memory.
+    /// Starts QEMU, puts the VM into the registry as incoming, and opens its memory. `started` hears of QEMU's process
+    /// at once ([`Live::launch`]).
     ///
     /// # Errors
     /// What kept QEMU from starting; nothing is left over then.
@@ -90,6 +90,7 @@ impl Checked {
         self,
         agent: &Agent,
         prepare: &Prepare,
+        started: impl FnOnce(ProcessId) -> Result<(), String>,
     ) -> Result<Waiting, Vec<Refusal>> {
         let begun = Instant::now();
         let Some(_reserved) = agent.registry.reserve(&prepare.vm) else {
@@ -102,15 +103,15 @@ impl Checked {
         }
         let made = self.place.make(Some(&self.stay));
         made.map_err(|error| vec![internal(&error.to_string())])?;
-        let live = self.launch().await.map_err(|error| vec![start_failed(&error)])?;
+        let live = self.launch(started).await.map_err(|error| vec![start_failed(&error)])?;
         let opened = match ready(&live.qmp).await {
             Ok(version) => self.open_memory(&live).map(|shared| (shared, version)),
             Err(error) => Err(error),
         };
         match opened {
             Ok((shared, version)) => {
-                let (vm, previous) = self.register(agent, prepare, live.clone());
-                Ok(Waiting { vm, live, shared, previous, start_time: begun.elapsed(), version })
+                let vm = self.register(agent, prepare, live.clone());
+                Ok(Waiting { vm, live, shared, start_time: begun.elapsed(), version })
             }
             Err(error) => {
                 let _ = live.kill().await;
@@ -119,7 +120,10 @@ impl Checked {
         }
     }
 
-    async fn launch(&self) -> Result<Live, String> {
+    async fn launch(
+        &self,
+        started: impl FnOnce(ProcessId) -> Result<(), String>,
+    ) -> Result<Live, String> {
         let mut args = self.rebuilt.argv.clone();
         args.extend(["-qmp".into(), monitor_argument(&self.place.user_qmp)]);
         let launch = crate::vm::Launch {
@@ -129,7 +133,7 @@ impl Checked {
             log: &self.place.log,
             qmp: Path::new(&self.rebuilt.qmp),
         };
-        Live::launch(launch).await.map_err(|error| error.to_string())
+        Live::launch(launch, started).await.map_err(|error| error.to_string())
     }
 
     fn open_memory(&self, live: &Live) -> Result<Vec<BlockMemory>, String> {
@@ -152,7 +156,7 @@ impl Checked {
         Ok(shared)
     }
 
-    fn register(self, agent: &Agent, prepare: &Prepare, live: Live) -> (Arc<Vm>, Option<Record>) {
+    fn register(self, agent: &Agent, prepare: &Prepare, live: Live) -> Arc<Vm> {
         let mut argv = vec![self.program.to_string_lossy().into_owned()];
         argv.extend(self.rebuilt.argv);
         let mut record = fresh_record(prepare.vm.clone(), prepare.uuid, &self.place, argv);
@@ -161,11 +165,13 @@ impl Checked {
         record.serial = self.rebuilt.serial.map(PathBuf::from);
         record.process = Some(id_of(&live.process));
         record.owner = Owner::Incoming { job: prepare.job.clone() };
+        // Only the last stay: one that did not become one is nothing to go back to.
+        record.previous = self.previous.map(|record| Box::new(Record { previous: None, ..record }));
         let vm = Vm::new(record, Some(live));
         // The job's journal knows of this QEMU too: a registry that cannot be written only loses the VM's name.
-        agent.remember(&vm);
         agent.registry.insert(Arc::clone(&vm));
-        (vm, self.previous)
+        agent.remember(&vm);
+        vm
     }
 }
 
@@ -181,6 +187,7 @@ fn taken(vm: &Vm) -> Option<Refusal> {
     let owner = vm.record().owner;
     if vm.live().is_none()
         && vm.record().process.is_none()
+        && vm.job().is_none()
         && matches!(owner, Owner::MovedTo { .. } | Owner::Ended | Owner::Here | Owner::Lost)
     {
         return None;

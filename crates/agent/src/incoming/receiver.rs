@@ -16,8 +16,6 @@ use super::memory::{DestinationMemory, Store};
 pub(super) struct Applied {
     /// Frames whose pages are written.
     pub frames: AtomicU64,
-    /// Bytes of these frames.
-    pub bytes: AtomicU64,
 }
 
 /// One receiver.
@@ -56,7 +54,6 @@ impl Receiver {
                 ));
             }
             decoder.decode(frame.payload, &mut store).map_err(|error| describe(&error))?;
-            self.applied.bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
             self.applied.frames.fetch_add(1, Ordering::Release);
             self.progress.notify_one();
         }

@@ -38,12 +38,31 @@ const MAX_CONNECTIONS: u16 = 64;
 pub(crate) struct Move {
     /// The VM.
     pub vm: Arc<Vm>,
-    /// Its QEMU.
-    pub live: Live,
+    /// Its QEMU; none when a job is taken up again whose QEMU has ended meanwhile.
+    pub live: Option<Live>,
     /// Where to.
     pub to: Destination,
     /// How.
     pub options: MigrateOptions,
+}
+
+impl Move {
+    /// Its QEMU.
+    ///
+    /// # Errors
+    /// When it has ended.
+    fn live(&self) -> Result<&Live, String> {
+        self.live.as_ref().ok_or_else(|| "the guest's QEMU has ended".to_owned())
+    }
+
+    /// Looks at the VM before anything is touched.
+    ///
+    /// # Errors
+    /// All reasons not to move it.
+    async fn examine(&self, record: &Record) -> Result<preflight::Subject, Vec<Refusal>> {
+        let gone = |why| vec![Refusal::new("qemu-gone", why, "start the VM again")];
+        preflight::examine(record, self.live().map_err(gone)?).await
+    }
 }
 
 /// Accepts a command to move a VM. What follows goes on without the client.
@@ -74,7 +93,8 @@ pub(crate) async fn begin(
     Ok(job)
 }
 
-/// Takes a job up again whose journal ends in *offered*: the destination is asked until it answers.
+/// Takes a job up again whose journal ends in *offered*: the destination is asked until it answers. Its address is the
+/// one that the move went to, or what the configuration says by now.
 pub(crate) fn resume_offered(
     agent: &Arc<Agent>,
     job: Arc<Job>,
@@ -82,11 +102,15 @@ pub(crate) fn resume_offered(
     story: &Story,
     vm: &Arc<Vm>,
 ) {
-    let Some(live) = vm.live() else { return };
-    let known = agent.config.peers.get(&story.subject.peer).map(|peer| peer.address.clone());
-    let to = Destination { name: story.subject.peer.clone(), address: known.unwrap_or_default() };
+    let name = story.subject.peer.clone();
+    let to = match &story.peer_address {
+        Some(address) => Destination { name, address: address.clone() },
+        None => peer::configured(agent, &name)
+            .unwrap_or_else(|| Destination { name, address: String::new() }),
+    };
     if vm.begin_job(job.id()).is_ok() {
-        let wanted = Move { vm: Arc::clone(vm), live, to, options: MigrateOptions::default() };
+        let (vm, live) = (Arc::clone(vm), vm.live());
+        let wanted = Move { vm, live, to, options: MigrateOptions::default() };
         tokio::spawn(drive::resume(Arc::clone(agent), job, wanted, journal, story.guest_ran));
     }
 }
@@ -104,7 +128,7 @@ pub(crate) async fn plan(
     let wanted = wanted(agent, name, destination, options)?;
     let mut refusals = preflight::check_options(options);
     let record = wanted.vm.record();
-    match preflight::examine(&record, &wanted.live).await {
+    match wanted.examine(&record).await {
         Err(more) => refusals.extend(more),
         Ok(subject) => refusals.extend(theirs(agent, &wanted, &record, &subject).await),
     }
@@ -145,9 +169,9 @@ fn wanted(
         Owner::MovedTo { host, .. } => {
             return Err(ApiError::usage(format!("{name} was moved to {host}; ask there")));
         }
-        Owner::Unknown { job } => {
-            let why = format!("whose {name} is is not known after {job}; look at both hosts");
-            return Err(ApiError { exit_code: 4, ..ApiError::failed(why) });
+        owner @ Owner::Unknown { .. } => {
+            let why = owner.unknown_because().unwrap_or_default();
+            return Err(ApiError { exit_code: 4, ..ApiError::failed(format!("{name}: {why}")) });
         }
         Owner::Incoming { job } => {
             return Err(ApiError::usage(format!(
@@ -170,5 +194,5 @@ fn wanted(
             "expected 1 to {MAX_CONNECTIONS} connections, found {found}"
         )));
     }
-    Ok(Move { vm, live, to, options: options.clone() })
+    Ok(Move { vm, live: Some(live), to, options: options.clone() })
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use sterna_host::qmp::{
     MigrationInfo, MigrationParameters, MigrationStatus, Qmp, QmpError, RunState, Schema,
 };
+use sterna_migration::source::MayReturn;
 use tracing::{debug, warn};
 
 const HOLD_NODE: &str = "sterna-hold";
@@ -309,8 +310,8 @@ impl SourceQemu {
     ///
     /// # Errors
     /// When it is not certain that the guest is as before.
-    pub(super) async fn give_back(&self) -> Result<(), QmpError> {
-        give_back(&self.qmp, self.before.run_state).await?;
+    pub(super) async fn give_back(&self, may_return: &MayReturn) -> Result<(), QmpError> {
+        give_back(&self.qmp, self.before.run_state, may_return).await?;
         self.release().await;
         Ok(())
     }
@@ -364,7 +365,11 @@ fn syncs(migration: &MigrationInfo) -> u64 {
 ///
 /// # Errors
 /// When it is not certain that the guest is as before.
-pub(crate) async fn give_back(qmp: &Qmp, before: RunStateBefore) -> Result<(), QmpError> {
+pub(crate) async fn give_back(
+    qmp: &Qmp,
+    before: RunStateBefore,
+    _may_return: &MayReturn,
+) -> Result<(), QmpError> {
     end_migration(qmp).await?;
     if let Err(error) =
         qmp.execute("closefd", json!({"fdname": KEPT_DESCRIPTOR}), COMMAND_TIMEOUT).await

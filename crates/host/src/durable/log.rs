@@ -51,13 +51,38 @@ pub struct Recovered {
 }
 
 impl DurableLog {
+    /// Makes an empty log where there is none.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`], also when there is a file already: it is left as it is.
+    pub fn create(path: &Path) -> Result<Self, DurableError> {
+        let failed = |act| move |error| DurableError::io(act, path, error);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(failed("create"))?;
+        file.write_all_at(MAGIC, 0).map_err(failed("write"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        sync_folder_of(path)?;
+        Ok(Self { path: path.into(), file, end: MAGIC.len() as u64, poisoned: false })
+    }
+
+    /// Reads what is in a log and changes nothing, so that somebody else may be appending to it: a record that is half
+    /// written counts as a torn tail.
+    ///
+    /// # Errors
+    /// As [`DurableLog::open`]; a log that is not there is one.
+    pub fn read(path: &Path) -> Result<Recovered, DurableError> {
+        let file = File::open(path).map_err(|error| DurableError::io("open", path, error))?;
+        let (recovered, _) = recover(path, &file)?;
+        Ok(recovered)
+    }
+
     /// Opens a log, or makes an empty one, and reads what is in it.
     ///
     /// # Errors
     /// [`DurableError::Damaged`] when what was once on the disk has changed: the file is left as it is.
     pub fn open(path: &Path) -> Result<(Self, Recovered), DurableError> {
         let failed = |act| move |error| DurableError::io(act, path, error);
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -65,12 +90,7 @@ impl DurableLog {
             .mode(0o600)
             .open(path)
             .map_err(failed("open"))?;
-        let length = file.metadata().map_err(failed("look at"))?.len();
-        check_size(path, "a log", MAX_LOG_BYTES, length)?;
-        let mut bytes = Vec::new();
-        (&mut file).take(MAX_LOG_BYTES).read_to_end(&mut bytes).map_err(failed("read"))?;
-        let (records, end) = read_records(path, &bytes)?;
-        let recovered = Recovered { records, torn_bytes: bytes.len() as u64 - end };
+        let (recovered, end) = recover(path, &file)?;
         let mut log = Self { path: path.into(), file, end, poisoned: false };
         if end == 0 {
             // New, or torn while its first bytes were written.
@@ -157,6 +177,17 @@ fn check_size(path: &Path, what: &'static str, limit: u64, found: u64) -> Result
         return Ok(());
     }
     Err(DurableError::TooLarge { path: path.into(), what, limit_bytes: limit, found_bytes: found })
+}
+
+/// What is in a log, and where its last whole record ends; 0 where not even the magic is whole.
+fn recover(path: &Path, mut file: &File) -> Result<(Recovered, u64), DurableError> {
+    let failed = |act| move |error| DurableError::io(act, path, error);
+    let length = file.metadata().map_err(failed("look at"))?.len();
+    check_size(path, "a log", MAX_LOG_BYTES, length)?;
+    let mut bytes = Vec::new();
+    (&mut file).take(MAX_LOG_BYTES).read_to_end(&mut bytes).map_err(failed("read"))?;
+    let (records, end) = read_records(path, &bytes)?;
+    Ok((Recovered { records, torn_bytes: bytes.len() as u64 - end }, end))
 }
 
 /// The whole records, and where the last of them ends; 0 where not even the magic is whole.

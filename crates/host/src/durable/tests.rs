@@ -223,3 +223,31 @@ fn says_what_a_record_costs() {
     eprintln!("an appended record costs {:?}", begun.elapsed() / 100);
     assert_eq!(log.length_bytes(), 8 + 100 * 212);
 }
+
+#[test]
+fn a_log_is_made_once_only() {
+    let place = Place::new();
+    let mut log = DurableLog::create(&place.log()).unwrap();
+    log.append(b"first").unwrap();
+    assert!(matches!(
+        DurableLog::create(&place.log()),
+        Err(DurableError::Io { act: "create", .. })
+    ));
+    log.append(b"second").unwrap();
+    let (_, found) = DurableLog::open(&place.log()).unwrap();
+    assert_eq!(found.records, [b"first".to_vec(), b"second".to_vec()]);
+}
+
+#[test]
+fn reading_a_log_changes_nothing() {
+    let place = Place::new();
+    let whole = written(&place, &[b"first".to_vec(), b"second".to_vec()]);
+    let torn = &whole[..whole.len() - 3];
+    fs::write(place.log(), torn).unwrap();
+    let found = DurableLog::read(&place.log()).unwrap();
+    assert_eq!(found.records, [b"first".to_vec()]);
+    assert!(found.torn_bytes > 0);
+    assert_eq!(fs::read(place.log()).unwrap(), torn);
+    fs::remove_file(place.log()).unwrap();
+    assert!(DurableLog::read(&place.log()).is_err() && !place.log().exists());
+}

@@ -155,6 +155,16 @@ impl Connection {
         Ok(DataStream::new(socket, tls, self.peer))
     }
 
+    /// Changes after how much silence the peer counts as gone ([`LinkOptions::silence_limit`]): it may be agreed on only
+    /// when the connection stands.
+    ///
+    /// # Errors
+    /// When the system does not take it.
+    pub fn limit_silence(&self, limit: Duration) -> Result<(), TlsError> {
+        let (socket, _) = self.stream.get_ref();
+        set_silence_limit(socket, limit).map_err(|error| TlsError::Io(error.into()))
+    }
+
     fn proven(stream: TlsStream<TcpStream>, address: SocketAddr) -> Result<Self, TlsError> {
         let (_, tls) = stream.get_ref();
         let peer = peer_name(tls.peer_certificates().unwrap_or_default())?;
@@ -169,14 +179,36 @@ impl Connection {
 
 fn set_options(socket: &TcpStream, options: LinkOptions) -> Result<(), TlsError> {
     let set = || -> Result<(), rustix::io::Errno> {
-        let silence = options.silence_limit.clamp(Duration::from_secs(4), Duration::from_hours(24));
-        let limit_ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_nodelay(socket, true)?;
         sockopt::set_socket_keepalive(socket, true)?;
-        sockopt::set_tcp_keepidle(socket, silence / 4)?;
-        sockopt::set_tcp_keepintvl(socket, silence / 4)?;
         sockopt::set_tcp_keepcnt(socket, 3)?;
-        sockopt::set_tcp_user_timeout(socket, limit_ms)
+        set_silence_limit(socket, options.silence_limit)
     };
     set().map_err(|error| TlsError::Io(error.into()))
+}
+
+fn set_silence_limit(socket: &TcpStream, limit: Duration) -> Result<(), rustix::io::Errno> {
+    let silence = limit.clamp(Duration::from_secs(4), Duration::from_hours(24));
+    let limit_ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_keepidle(socket, silence / 4)?;
+    sockopt::set_tcp_keepintvl(socket, silence / 4)?;
+    sockopt::set_tcp_user_timeout(socket, limit_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_is_limited_by_the_kernel() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        set_options(&socket, LinkOptions::default()).unwrap();
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 90_000);
+        set_silence_limit(&socket, Duration::from_secs(20)).unwrap();
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 20_000);
+        assert_eq!(sockopt::tcp_keepidle(&socket).unwrap(), Duration::from_secs(5));
+        set_silence_limit(&socket, Duration::ZERO).unwrap();
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 4_000, "none would be no limit");
+    }
 }

@@ -33,7 +33,7 @@ pub enum Fact {
     StreamCompleted,
     /// QEMU's stream broke, or a command to QEMU failed; QEMU itself lives.
     QemuFailed(String),
-    /// QEMU is gone.
+    /// QEMU is gone, or was found gone after a restart.
     QemuDied(String),
     /// The last pages, the tail and this root were handed to the connections.
     Flushed(Root),

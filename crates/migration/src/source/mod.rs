@@ -78,6 +78,11 @@ impl Source {
         Offered::after_restart(limits, effects)
     }
 
+    /// Takes a job up again whose journal ends before *offered*: the guest never left, and runs on here.
+    pub fn resume_unoffered(effects: &mut Vec<Effect>) -> Self {
+        Returning::after_restart(effects)
+    }
+
     /// Takes a fact in.
     #[must_use]
     pub fn handle(self, fact: Fact, effects: &mut Vec<Effect>) -> Self {
@@ -102,10 +107,14 @@ impl Source {
         }
     }
 
-    /// Whether a cancel still leads back: not once the guest is offered.
+    /// Whether a cancel still leads back: not once the guest is offered, nor without a QEMU to go back to.
     #[must_use]
     pub const fn can_cancel(&self) -> bool {
-        !matches!(self, Self::Offering(_) | Self::Offered(_) | Self::Ended(_))
+        match self {
+            Self::Offering(_) | Self::Offered(_) | Self::Ended(_) => false,
+            Self::Flushing(state) => !state.is_bereft(),
+            Self::Preparing(_) | Self::Copying(_) | Self::Stopping(_) | Self::Returning(_) => true,
+        }
     }
 
     /// The state's name, for logs and progress.

@@ -52,12 +52,14 @@ pub struct Flushing {
     limits: Limits,
     ours: Option<Root>,
     theirs: Option<Root>,
+    bereft: Bereft,
 }
 
 /// Both memories are the same; the offer is being made durable.
 #[derive(Debug)]
 pub struct Offering {
     limits: Limits,
+    bereft: Bereft,
     _roots_match: RootsMatch,
 }
 
@@ -65,6 +67,7 @@ pub struct Offering {
 #[derive(Debug)]
 pub struct Offered {
     limits: Limits,
+    bereft: Bereft,
     closing: bool,
 }
 
@@ -74,6 +77,10 @@ pub struct Returning {
     outcome: Outcome,
     returned: bool,
 }
+
+/// Why our QEMU died, if it did, with all that the destination needs on its way already. There is nothing left to go back
+/// to then: the destination's copy is the only one.
+type Bereft = Option<String>;
 
 /// Proof that the destination's memory is ours.
 #[derive(Debug)]
@@ -105,14 +112,17 @@ fn end(outcome: Outcome, effects: &mut Effects) -> Source {
     Source::Ended(outcome)
 }
 
+/// Before the offer, without a QEMU to go back to: whatever the destination has is of no use without a commit.
+fn lose(why: String, effects: &mut Effects) -> Source {
+    effects.push(Effect::Abort(format!("the source's QEMU died: {why}")));
+    end(Outcome::Lost(why), effects)
+}
+
 /// What every state before the offer does with a fact that is not its next step.
 fn otherwise(state: Source, fact: Fact, effects: &mut Effects) -> Source {
     let failed = match fact {
         Fact::CancelRequested => return give_back(Outcome::Cancelled, effects),
-        Fact::QemuDied(why) => {
-            effects.push(Effect::Abort(format!("the source's QEMU died: {why}")));
-            return end(Outcome::Lost(why), effects);
-        }
+        Fact::QemuDied(why) => return lose(why, effects),
         Fact::TimerFired(Timer::Job) => {
             String::from("the time-out passed before the guest could be handed over")
         }
@@ -219,7 +229,8 @@ impl Stopping {
             }
             (StopProgress::Stopped, Fact::StreamCompleted) => {
                 effects.push(Effect::Flush);
-                Source::Flushing(Flushing { limits: self.limits, ours: None, theirs: None })
+                let (limits, bereft) = (self.limits, None);
+                Source::Flushing(Flushing { limits, ours: None, theirs: None, bereft })
             }
             // It completed before our stop took hold. Such a stream is never handed over: its device state may be of
             // a moment that we did not choose. The guest goes on, and so does copying.
@@ -234,14 +245,28 @@ impl Stopping {
 }
 
 impl Flushing {
+    /// Our QEMU is dead, and the destination's copy is the only one.
+    pub(super) const fn is_bereft(&self) -> bool {
+        self.bereft.is_some()
+    }
+
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match fact {
             Fact::Flushed(root) => {
-                effects.push(Effect::SetTimer(Timer::Silence, self.limits.stopped_silence));
+                if !self.is_bereft() {
+                    effects.push(Effect::SetTimer(Timer::Silence, self.limits.stopped_silence));
+                }
                 self.ours = Some(root);
             }
             Fact::PeerLoaded(root) => self.theirs = Some(root),
-            other => return otherwise(Source::Flushing(self), other, effects),
+            // Everything was handed over, so the destination's copy will be whole; to go on cannot make two running
+            // copies, since what is dead never runs again. Nothing hurries any more: there is no guest to resume.
+            Fact::QemuDied(why) if self.ours.is_some() => {
+                effects.push(Effect::ClearTimer(Timer::Stop));
+                effects.push(Effect::ClearTimer(Timer::Silence));
+                self.bereft = Some(why);
+            }
+            other => return self.otherwise(other, effects),
         }
         let (Some(ours), Some(theirs)) = (self.ours, self.theirs) else {
             return Source::Flushing(self);
@@ -250,32 +275,59 @@ impl Flushing {
             let why = format!(
                 "the destination's memory differs from ours: expected root {ours:?}, found {theirs:?}"
             );
-            return give_back(Outcome::Failed(why), effects);
+            return match self.bereft {
+                Some(died) => lose(format!("{died}; {why}"), effects),
+                None => give_back(Outcome::Failed(why), effects),
+            };
         };
         effects.push(Effect::ClearTimer(Timer::Stop));
         effects.push(Effect::ClearTimer(Timer::Silence));
         effects.push(Effect::Journal(SourceRecord::Offered));
-        Source::Offering(Offering { limits: self.limits, _roots_match: roots_match })
+        let Self { limits, bereft, .. } = self;
+        Source::Offering(Offering { limits, bereft, _roots_match: roots_match })
+    }
+
+    /// As before the offer everywhere, but that without a QEMU nothing leads back: neither a cancel nor a deadline may
+    /// then cost the only copy, and what the destination fails at is the guest's end.
+    fn otherwise(self, fact: Fact, effects: &mut Effects) -> Source {
+        let Some(died) = &self.bereft else {
+            return otherwise(Source::Flushing(self), fact, effects);
+        };
+        let why = match fact {
+            Fact::PeerFailed(why) | Fact::PeerLost(why) => why,
+            Fact::PeerDiscarded => String::from("the destination discarded the guest"),
+            Fact::PeerRefused(_)
+            | Fact::PeerPrepared
+            | Fact::PeerRunning
+            | Fact::PeerUnknown(_) => String::from("the destination answered out of turn"),
+            _ => return Source::Flushing(self),
+        };
+        lose(format!("{died}; {why}"), effects)
     }
 }
 
 impl Offering {
-    pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Source {
+    pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match fact {
             Fact::Journaled(SourceRecord::Offered) => {
                 effects.push(Effect::Commit(DurableOffer(())));
                 effects.push(Effect::SetTimer(Timer::Inquiry, self.limits.inquiry_interval));
-                Source::Offered(Offered { limits: self.limits, closing: false })
+                let Self { limits, bereft, .. } = self;
+                Source::Offered(Offered { limits, bereft, closing: false })
             }
             // The record may be on disk all the same: a restart would find *offered* and ask. Asking is always safe,
             // and without a commit the destination can only discard.
             Fact::JournalFailed(why) => {
                 effects.push(Effect::Abort(why));
-                Offered::after_restart(self.limits, effects)
+                Offered::asking(self.limits, self.bereft, effects)
             }
             // A cancel is refused from here on; whatever else happens is for the next state to hear of.
             Fact::PeerLost(_) | Fact::PeerFailed(_) | Fact::PeerDiscarded => {
-                Offered::after_restart(self.limits, effects)
+                Offered::asking(self.limits, self.bereft, effects)
+            }
+            Fact::QemuDied(why) => {
+                self.bereft = Some(why);
+                Source::Offering(self)
             }
             _ => Source::Offering(self),
         }
@@ -284,9 +336,13 @@ impl Offering {
 
 impl Offered {
     pub(super) fn after_restart(limits: Limits, effects: &mut Effects) -> Source {
+        Self::asking(limits, None, effects)
+    }
+
+    fn asking(limits: Limits, bereft: Bereft, effects: &mut Effects) -> Source {
         effects.push(Effect::Inquire);
         effects.push(Effect::SetTimer(Timer::Inquiry, limits.inquiry_interval));
-        Source::Offered(Self { limits, closing: false })
+        Source::Offered(Self { limits, bereft, closing: false })
     }
 
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
@@ -303,9 +359,13 @@ impl Offered {
             }
             Fact::PeerDiscarded if !self.closing => {
                 effects.push(Effect::ClearTimer(Timer::Inquiry));
+                let why = "the destination discarded the guest after it was offered";
+                if let Some(died) = self.bereft {
+                    return end(Outcome::Lost(format!("{died}; {why}")), effects);
+                }
                 effects.push(Effect::ReturnGuest(MayReturn(())));
-                let why = String::from("the destination discarded the guest after it was offered");
-                Source::Returning(Returning { outcome: Outcome::Failed(why), returned: false })
+                let outcome = Outcome::Failed(why.into());
+                Source::Returning(Returning { outcome, returned: false })
             }
             Fact::PeerUnknown(why) if !self.closing => {
                 effects.push(Effect::ClearTimer(Timer::Inquiry));
@@ -318,12 +378,23 @@ impl Offered {
                 effects.push(Effect::SetTimer(Timer::Inquiry, self.limits.inquiry_interval));
                 Source::Offered(self)
             }
+            // Whether the guest is lost is the destination's to say: it may run there.
+            Fact::QemuDied(why) => {
+                self.bereft = Some(why);
+                Source::Offered(self)
+            }
             _ => Source::Offered(self),
         }
     }
 }
 
 impl Returning {
+    pub(super) fn after_restart(effects: &mut Effects) -> Source {
+        effects.push(Effect::ReturnGuest(MayReturn(())));
+        let why = "the source's agent was restarted; the guest runs on at the source";
+        Source::Returning(Self { outcome: Outcome::Failed(why.into()), returned: false })
+    }
+
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match fact {
             Fact::GuestReturned if !self.returned => {

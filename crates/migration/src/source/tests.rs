@@ -236,3 +236,78 @@ fn after_a_restart_offered_asks() {
     let machine = machine.handle(Fact::Journaled(SourceRecord::Gone), &mut effects);
     assert_eq!(machine.outcome(), Some(&Outcome::Done));
 }
+
+fn died() -> Fact {
+    Fact::QemuDied("signal 9".to_string())
+}
+
+#[test]
+fn a_qemu_that_dies_with_everything_sent_does_not_cost_the_destinations_copy() {
+    let story = Story::flushing().then(Fact::Flushed(root(1))).then(died());
+    assert!(story.machine.as_ref().unwrap().outcome().is_none());
+    assert!(!story.machine.as_ref().unwrap().can_cancel());
+    // Nothing of the source's own may end it: there is no guest to resume any more.
+    let story = [Timer::Silence, Timer::Stop, Timer::Job]
+        .into_iter()
+        .fold(story, |story, timer| story.then(Fact::TimerFired(timer)));
+    let story = story.then(Fact::CancelRequested).then(Fact::PeerLoaded(root(1)));
+    assert!(story.committed() && !story.returned());
+    assert!(!story.did(|effect| matches!(effect, Effect::Abort(_))));
+    let story = story.then(Fact::PeerRunning);
+    assert_eq!(*story.outcome(), Outcome::Done);
+    use SourceRecord::{Copying, Gone, Offered, Stopping};
+    assert_eq!(story.journal, [Copying, Stopping, Offered, Gone]);
+}
+
+#[test]
+fn a_qemu_that_dies_before_everything_is_sent_is_lost() {
+    let story = Story::flushing().then(died());
+    assert_eq!(story.outcome().guest_is(), GuestIs::Lost);
+    assert!(story.did(|effect| matches!(effect, Effect::Abort(_))) && !story.committed());
+}
+
+#[test]
+fn without_a_qemu_the_destinations_failure_is_the_guests_end() {
+    for failure in [
+        Fact::PeerLost("reset".to_string()),
+        Fact::PeerFailed("disk full".to_string()),
+        Fact::PeerDiscarded,
+        Fact::PeerRunning,
+        Fact::PeerLoaded(root(2)),
+    ] {
+        let story = Story::flushing().then(Fact::Flushed(root(1))).then(died());
+        let story = story.then(failure.clone());
+        assert!(!story.returned() && !story.committed(), "{failure:?}");
+        assert_eq!(story.outcome().guest_is(), GuestIs::Lost, "{failure:?}");
+        assert!(story.did(|effect| matches!(effect, Effect::Abort(_))), "{failure:?}");
+    }
+}
+
+#[test]
+fn a_qemu_that_dies_once_offered_leaves_the_answer_to_the_destination() {
+    let story = Story::offered().then(died()).then(Fact::PeerDiscarded);
+    assert_eq!(story.outcome().guest_is(), GuestIs::Lost);
+    assert!(!story.returned(), "there is nothing to resume");
+    assert_eq!(*Story::offered().then(died()).then(Fact::PeerRunning).outcome(), Outcome::Done);
+    // Between the last message and the durable offer.
+    let mut story = Story::flushing().then(Fact::Flushed(root(1)));
+    story.journal_works = false;
+    let mut story = story.then(Fact::PeerLoaded(root(1))).then(died());
+    story.journal_works = true;
+    let story = story.then(Fact::Journaled(SourceRecord::Offered));
+    assert!(story.committed());
+    assert_eq!(story.then(Fact::PeerDiscarded).outcome().guest_is(), GuestIs::Lost);
+}
+
+#[test]
+fn after_a_restart_a_guest_that_was_not_offered_comes_back() {
+    let mut effects = Vec::new();
+    let machine = Source::resume_unoffered(&mut effects);
+    assert!(matches!(effects[..], [Effect::ReturnGuest(_)]));
+    let machine = machine.handle(Fact::GuestReturned, &mut effects);
+    assert!(matches!(effects.last(), Some(Effect::Journal(SourceRecord::Returned))));
+    let machine = machine.handle(Fact::Journaled(SourceRecord::Returned), &mut effects);
+    assert!(matches!(machine.outcome(), Some(Outcome::Failed(_))));
+    let gone = Source::resume_unoffered(&mut effects).handle(died(), &mut effects);
+    assert_eq!(gone.outcome().map(Outcome::guest_is), Some(GuestIs::Lost));
+}

@@ -1,36 +1,25 @@
 //! While the guest runs: the stream, the rounds, QEMU's pace.
 
-use super::super::bulk::Bulk;
-use super::super::bulk::Reports;
-use super::super::bulk::RoundSum;
-use super::super::bulk::Settings;
-use super::super::memory::SourceMemory;
-use super::super::preflight;
-use super::super::reader::Head;
-use super::super::reader::Prepare;
-use super::super::reader::Reader;
-use super::Drive;
-use super::Event;
-use super::{
-    CALM_BYTES_PER_SECOND, FIRST_PACE_BYTES_PER_SECOND, LOOKS_PER_TICK, MAX_PACE_BYTES_PER_SECOND,
-    MIN_PACE_BYTES_PER_SECOND, NEAR_THE_END, PACE_DEADLINE,
-};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+
 use sterna_host::qmp::Accelerator;
-use sterna_migration::policy::Decision;
-use sterna_migration::policy::Policy;
-use sterna_migration::policy::Precopy;
-use sterna_migration::policy::RoundFacts;
+use sterna_migration::policy::{Decision, Policy, Precopy, RoundFacts};
 use sterna_migration::source::Fact;
-use sterna_model::PAGE_BYTES;
-use sterna_model::Rate;
-use sterna_page_codec::Effort;
-use sterna_page_codec::Level;
-use sterna_wire::Blob;
-use sterna_wire::Message;
+use sterna_model::{PAGE_BYTES, Rate};
+use sterna_page_codec::{Effort, Level};
 use sterna_wire::message as wire;
+use sterna_wire::{Blob, Message};
+
+use super::{
+    CALM_BYTES_PER_SECOND, Drive, Event, FIRST_PACE_BYTES_PER_SECOND, LOOKS_PER_TICK,
+    MAX_PACE_BYTES_PER_SECOND, MIN_PACE_BYTES_PER_SECOND, NEAR_THE_END, PACE_DEADLINE,
+};
+use crate::outgoing::bulk::{Bulk, Reports, RoundSum, Settings};
+use crate::outgoing::memory::SourceMemory;
+use crate::outgoing::preflight;
+use crate::outgoing::reader::{Head, Prepare, Reader};
 
 impl Drive {
     /// The stream has begun: the destination is told, the workers start. A stream that was begun anew changes nothing.
@@ -186,11 +175,13 @@ impl Drive {
     }
 
     pub(super) async fn begin_stream(&mut self) {
-        let (Some(qemu), Some(subject)) = (&mut self.qemu, &self.subject) else {
+        let (Some(qemu), Some(subject), Some(live)) =
+            (&mut self.qemu, &self.subject, &self.wanted.live)
+        else {
             return self.fact(Fact::QemuFailed("QEMU was not prepared".into()));
         };
         let budget_bytes = self.agent.config.limits.memory_budget.0;
-        let mut readable = Some(preflight::open_memory(&self.wanted.live, subject).await);
+        let mut readable = Some(preflight::open_memory(live, subject).await);
         let (workers, before) = (usize::from(self.wanted.options.connections), self.head.clone());
         let prepare: Prepare = Box::new(move |layout| {
             if let Some(head) = &before {

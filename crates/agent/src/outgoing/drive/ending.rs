@@ -1,27 +1,31 @@
 //! How a job ends here: the guest goes on, or its QEMU goes; the report.
 
-use super::super::gauge::Ends;
-use super::super::qemu::{self, RunStateBefore};
-use super::Drive;
-use crate::journal::Entry;
-use crate::registry::Owner;
 use std::time::{Duration, Instant};
+
 use sterna_host::qmp::QmpError;
 use sterna_migration::outcome::Outcome;
-use sterna_migration::source::Fact;
-use sterna_migration::source::MayReturn;
+use sterna_migration::source::{Fact, MayReturn};
+
+use super::Drive;
+use crate::journal::Entry;
+use crate::outgoing::gauge::Ends;
+use crate::outgoing::qemu::{self, RunStateBefore};
+use crate::registry::Owner;
+use crate::vm::{describe_exit, quote_log};
 
 /// Attempts to resume a guest, and the time between them.
 const RETURN_ATTEMPTS: u32 = 30;
 const RETURN_EVERY: Duration = Duration::from_secs(1);
+/// From the end of QEMU's monitor to that of its process.
+const DEATH_TAKES: Duration = Duration::from_secs(2);
 
 impl Drive {
-    pub(super) async fn return_guest(&mut self, _may_return: MayReturn) {
+    pub(super) async fn return_guest(&mut self, may_return: MayReturn) {
         if let Some(bulk) = &mut self.bulk {
             bulk.abandon();
         }
         self.data.clear();
-        let mut returned = self.try_to_return().await;
+        let mut returned = self.try_to_return(&may_return).await;
         // A guest that stands must not stay so because its QEMU was busy for some seconds.
         for _ in 0..RETURN_ATTEMPTS {
             let Err(error) = &returned else { break };
@@ -30,29 +34,39 @@ impl Drive {
             }
             tracing::warn!(job = %self.job.id(), %error, "the guest is not resumed yet");
             tokio::time::sleep(RETURN_EVERY).await;
-            returned = self.try_to_return().await;
+            returned = self.try_to_return(&may_return).await;
         }
         self.gauge.marks.running = Some(Instant::now());
-        self.fact(match returned {
+        let fact = match returned {
             Ok(()) => Fact::GuestReturned,
-            Err(error) => {
-                Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
-            }
-        });
+            Err(error) => self.not_returned(&error).await,
+        };
+        self.fact(fact);
     }
 
-    async fn try_to_return(&self) -> Result<(), QmpError> {
+    async fn try_to_return(&self, may_return: &MayReturn) -> Result<(), QmpError> {
         let guest_ran = self.guest_ran;
-        match &self.qemu {
-            Some(qemu) => qemu.give_back().await,
+        match (&self.qemu, &self.wanted.live) {
+            (Some(qemu), _) => qemu.give_back(may_return).await,
             // Taken up again after a restart: the guest stands by our stop.
-            None if self.resumed => {
+            (None, Some(live)) if self.resumed => {
                 let before = RunStateBefore { guest_ran, stop_sent: true };
-                qemu::give_back(&self.wanted.live.qmp, before).await
+                qemu::give_back(&live.qmp, before, may_return).await
             }
             // Nothing was done to it.
-            None => Ok(()),
+            (None, _) => Ok(()),
         }
+    }
+
+    /// A monitor that closes is that of a QEMU that dies, most likely: the guest is then lost, not unknown.
+    async fn not_returned(&self, error: &QmpError) -> Fact {
+        if let (true, Some(live)) = (error.is_closed(), &self.wanted.live)
+            && let Ok(Ok(exit)) = tokio::time::timeout(DEATH_TAKES, live.process.exited()).await
+        {
+            let log = self.wanted.vm.record().log;
+            return Fact::QemuDied(describe_exit(Some(exit)) + &quote_log(&log));
+        }
+        Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
     }
 
     pub(super) async fn destroy_guest(&mut self) {
@@ -64,8 +78,11 @@ impl Drive {
         self.agent.change(&self.wanted.vm, |record| {
             record.epoch = record.epoch.next();
             record.owner = Owner::MovedTo { host, job };
+            record.leaving = None;
         });
-        if let Err(error) = self.wanted.live.quit().await {
+        if let Some(live) = &self.wanted.live
+            && let Err(error) = live.quit().await
+        {
             tracing::error!(job = %self.job.id(), %error, "the source's QEMU does not end; its guest is the destination's");
         }
         self.wanted.vm.ended(Owner::clone);
@@ -76,17 +93,8 @@ impl Drive {
         if let (Outcome::Refused(_), Some(qemu)) = (outcome, &self.qemu) {
             qemu.release().await;
         }
+        self.settle_registry(outcome);
         self.wanted.vm.end_job();
-        match outcome {
-            Outcome::Lost(_) => {
-                self.agent.change(&self.wanted.vm, |record| record.owner = Owner::Lost)
-            }
-            Outcome::Unknown(_) => {
-                let job = self.job.id().clone();
-                self.agent.change(&self.wanted.vm, |record| record.owner = Owner::Unknown { job });
-            }
-            _ => {}
-        }
         let ends = Ends {
             job: &self.job,
             strategy: self.strategy,
@@ -95,14 +103,30 @@ impl Drive {
             peak_memory: self.agent.anonymous.peak(),
         };
         let report = Box::new(self.gauge.report(&ends, outcome, self.bulk.as_ref()));
-        if let Some(journal) = &mut self.journal
-            && let Err(error) = journal.append(&Entry::Report(report.clone()))
-        {
+        if let Err(error) = self.journal.note(&Entry::Report(report.clone())) {
             tracing::warn!(job = %self.job.id(), %error, "the journal lacks the report");
         }
         let state = serde_json::to_value(report.outcome).ok();
         let state = state.as_ref().and_then(serde_json::Value::as_str).unwrap_or("ended");
         tracing::info!(job = %self.job.id(), vm = %self.job.vm(), state, error = report.error, "the job has ended");
         self.job.end(state, report.error.clone(), Some(report));
+        self.agent.prune_journals();
+    }
+
+    /// The registry follows the journal: whose the VM is, and that no job has it any more.
+    fn settle_registry(&self, outcome: &Outcome) {
+        let (vm, job) = (&self.wanted.vm, self.job.id());
+        let changes_hands = matches!(outcome, Outcome::Lost(_) | Outcome::Unknown(_));
+        if vm.record().leaving.is_none() && !changes_hands {
+            return;
+        }
+        self.agent.change(vm, |record| {
+            record.leaving = None;
+            match outcome {
+                Outcome::Lost(_) => record.owner = Owner::Lost,
+                Outcome::Unknown(why) => record.lose_track(job, why),
+                _ => {}
+            }
+        });
     }
 }

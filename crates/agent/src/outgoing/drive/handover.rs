@@ -1,24 +1,18 @@
 //! With the guest stopped: QEMU's last pass, the last pages, the commit, and asking what became of it.
 
-use super::super::bulk::RoundSum;
-use super::super::qemu::{Guest, Stop};
-use super::Drive;
-use super::Event;
-use crate::journal::{Entry, JournalError};
-use crate::link::Link;
-use crate::peer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use sterna_migration::source::DurableOffer;
-use sterna_migration::source::Fact;
-use sterna_wire::AnswerState;
-use sterna_wire::Blob;
-use sterna_wire::GuestState;
-use sterna_wire::Message;
-use sterna_wire::Role;
-use sterna_wire::Sender as Side;
-use sterna_wire::Text;
+
+use sterna_migration::source::{DurableOffer, Fact};
 use sterna_wire::message as wire;
+use sterna_wire::{AnswerState, Blob, GuestState, Message, Role, Sender as Side, Text};
+
+use super::{Drive, Event};
+use crate::journal::{Entry, JournalError};
+use crate::link::Link;
+use crate::outgoing::bulk::RoundSum;
+use crate::outgoing::qemu::{Guest, Stop};
+use crate::peer::{self, Destination};
 
 /// So long the link may take for what was written before the stop: more than buffers hold at any rate worth moving over.
 const LINK_DRAINS: Duration = Duration::from_secs(2);
@@ -99,10 +93,7 @@ impl Drive {
             return Ok(());
         }
         self.guest_ran = guest_ran;
-        match &mut self.journal {
-            Some(journal) => journal.append(&Entry::GuestRan(guest_ran)),
-            None => Ok(()),
-        }
+        self.journal.note(&Entry::GuestRan(guest_ran))
     }
 
     pub(super) async fn flush(&mut self) {
@@ -156,19 +147,32 @@ impl Drive {
             };
             return self.send(&Message::Inquire(inquire)).await;
         }
-        let (agent, to, events) =
-            (Arc::clone(&self.agent), self.wanted.to.clone(), self.events.clone());
+        let (agent, to) = (Arc::clone(&self.agent), self.known_addresses());
+        if to.is_empty() {
+            let peer = &self.wanted.to.name;
+            tracing::warn!(job = %self.job.id(), %peer, "no address of the destination is known; add [peers.{peer}] to the configuration and restart the agent");
+        }
+        let (events, inbound) = (self.events.clone(), self.inbound.clone());
         tokio::spawn(async move {
             let options = agent.link_options();
-            let connected = peer::connect(&agent.identity, &to, Role::Control, options).await;
-            let link = connected.map(|(greeted, _)| {
-                let inbound = events.clone();
-                Link::start(greeted, Side::Destination, move |event| {
-                    drop(inbound.send(Event::Inbound(event)))
-                })
-            });
-            let _ = events.send(Event::Inquired(link));
+            for to in to {
+                let connected = peer::connect(&agent.identity, &to, Role::Control, options).await;
+                let link = connected
+                    .map(|(greeted, _)| Link::start(greeted, Side::Destination, inbound.clone()));
+                let found = link.is_ok();
+                let _ = events.send(Event::Inquired(link));
+                if found {
+                    return;
+                }
+            }
         });
+    }
+
+    /// Where the destination may be: where the move went to, and where the configuration says, which may be newer.
+    fn known_addresses(&self) -> Vec<Destination> {
+        let first = self.wanted.to.clone();
+        let second = peer::configured(&self.agent, &first.name).filter(|other| *other != first);
+        std::iter::once(first).chain(second).filter(|to| !to.address.is_empty()).collect()
     }
 
     pub(super) fn answered(&mut self, state: AnswerState) {

@@ -3,51 +3,37 @@
 mod copying;
 mod ending;
 mod handover;
+mod inbox;
+mod messages;
 mod prepare;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sterna_host::tls::DataStream;
+use sterna_host::usage::IdleShare;
+use sterna_migration::journal::{SourceRecord, Subject as JournalSubject};
+use sterna_migration::policy::Precopy;
+use sterna_migration::source::{Effect, Fact, Limits, Source, Timer};
+use sterna_page_codec::Processors;
+use sterna_wire::FrameWriter;
+use tokio::sync::mpsc;
 
 use super::Move;
 use super::bulk::Bulk;
 use super::gauge::Gauge;
 use super::preflight::Subject;
 use super::qemu::SourceQemu;
-use super::reader::Counters;
-use super::reader::Head;
-use super::reader::StreamEvent;
-use super::reader::Tail;
+use super::reader::{Counters, Head, StreamEvent, Tail};
 use super::worker::Report as WorkerReport;
 use crate::agent::Agent;
 use crate::jobs::Job;
-use crate::journal::Entry;
-use crate::journal::Journal;
-use crate::journal::JournalError;
-use crate::link::Inbound;
-use crate::link::Link;
-use crate::peer::PeerError;
-use crate::vm::describe_exit;
-use crate::vm::quote_log;
-use copying::Again;
-use copying::Decided;
-use copying::Pace;
-use copying::Watched;
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Duration;
-use std::time::Instant;
-use sterna_host::usage::IdleShare;
-use sterna_migration::journal::SourceRecord;
-use sterna_migration::journal::Subject as JournalSubject;
-use sterna_migration::policy::Precopy;
-use sterna_migration::source::Effect;
-use sterna_migration::source::Fact;
-use sterna_migration::source::Limits;
-use sterna_migration::source::Source;
-use sterna_migration::source::Timer;
-use sterna_page_codec::Processors;
-use sterna_wire::FrameWriter;
-use sterna_wire::Message;
-use sterna_wire::message as wire;
-use tokio::sync::mpsc;
+use crate::journal::{Entry, JobJournal, Journal};
+use crate::link::{Inbound, Link};
+use crate::vm::{describe_exit, quote_log};
+use copying::{Again, Decided, Pace, Watched};
+use inbox::{Event, Heard, Inbox, Queues, queues};
 
 pub(super) use prepare::prepare_message;
 
@@ -74,23 +60,13 @@ const SHORT_OF_PROCESSORS: f64 = 0.1;
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
 const PING_EVERY: Duration = Duration::from_millis(200);
 
-/// What happens beside the machine's own steps.
-enum Event {
-    Inbound(Inbound),
-    /// Of the stream of this number.
-    Stream(u32, StreamEvent),
-    Worker(usize, WorkerReport),
-    QemuDied(String),
-    Inquired(Result<Link, PeerError>),
-}
-
 /// Runs a job to its end.
 pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8; 32]) {
-    let (events, inbox) = mpsc::unbounded_channel();
+    let (queues, inbox) = queues();
     let max_downtime = Duration::from_millis(wanted.options.max_downtime_ms);
     let policy = Box::new(Watched { policy: Precopy::new(max_downtime), decided: Arc::default() });
     let limits = limits(&wanted.options);
-    let mut drive = Drive::new(agent, job, wanted, key, events);
+    let mut drive = Drive::new(agent, job, wanted, key, queues);
     drive.decided = Arc::clone(&policy.decided);
     let mut effects = Vec::new();
     drive.machine = Some(Source::begin(policy, limits, &mut effects));
@@ -118,9 +94,9 @@ pub(super) async fn resume(
     journal: Journal,
     guest_ran: bool,
 ) {
-    let (events, inbox) = mpsc::unbounded_channel();
-    let mut drive = Drive::new(agent, job, wanted, [0; 32], events);
-    drive.journal = Some(journal);
+    let (queues, inbox) = queues();
+    let mut drive = Drive::new(agent, job, wanted, [0; 32], queues);
+    drive.journal = JobJournal::going_on(journal);
     drive.guest_ran = guest_ran;
     drive.resumed = true;
     let mut effects = Vec::new();
@@ -138,14 +114,15 @@ struct Drive {
     machine: Option<Source>,
     effects: VecDeque<Effect>,
     events: mpsc::UnboundedSender<Event>,
-    journal: Option<Journal>,
+    inbound: mpsc::Sender<Inbound>,
+    journal: JobJournal,
     timers: BTreeMap<Timer, tokio::time::Instant>,
     gauge: Gauge,
     decided: Decided,
     qemu: Option<SourceQemu>,
     subject: Option<Subject>,
     link: Option<Link>,
-    data: Vec<(sterna_host::tls::DataStream, FrameWriter)>,
+    data: Vec<(DataStream, FrameWriter)>,
     bulk: Option<Bulk>,
     head: Option<Head>,
     /// Streams that were begun; the last one counts.
@@ -170,8 +147,9 @@ impl Drive {
         job: Arc<Job>,
         wanted: Move,
         key: [u8; 32],
-        events: mpsc::UnboundedSender<Event>,
+        (events, inbound): Queues,
     ) -> Self {
+        let journal = to_begin(&agent, &job, &wanted);
         Self {
             agent,
             job,
@@ -181,7 +159,8 @@ impl Drive {
             machine: None,
             effects: VecDeque::new(),
             events,
-            journal: None,
+            inbound,
+            journal,
             timers: BTreeMap::new(),
             gauge: Gauge::begin(),
             decided: Arc::default(),
@@ -204,7 +183,7 @@ impl Drive {
         }
     }
 
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Event>) {
+    async fn run(mut self, mut inbox: Inbox) {
         self.watch_qemu();
         let job = Arc::clone(&self.job);
         let mut cancelled = false;
@@ -228,8 +207,11 @@ impl Drive {
                     cancelled = true;
                     self.fact(Fact::CancelRequested);
                 }
-                Some(event) = inbox.recv() => self.event(event).await,
-                _ = tick.tick() => self.tick().await,
+                heard = inbox.next(&mut tick) => match heard {
+                    Heard::Event(event) => self.event(event).await,
+                    Heard::Peer(inbound) => self.inbound(inbound).await,
+                    Heard::Tick => self.tick().await,
+                },
             }
         }
     }
@@ -250,14 +232,6 @@ impl Drive {
 
     async fn event(&mut self, event: Event) {
         match event {
-            Event::Inbound(Inbound::Message(message)) => self.message(*message).await,
-            Event::Inbound(Inbound::Tail(_)) => {
-                self.fact(Fact::PeerFailed("the destination sent device state".into()))
-            }
-            Event::Inbound(Inbound::Closed(why)) => {
-                self.link = None;
-                self.fact(Fact::PeerLost(why));
-            }
             // What an earlier stream still says, when it is ended, is nothing about this one.
             Event::Stream(stream, event) if stream == self.streams => self.stream(event).await,
             Event::Stream(..) => {}
@@ -278,52 +252,6 @@ impl Drive {
                 tracing::warn!(job = %self.job.id(), %error, "the destination cannot be asked")
             }
         }
-    }
-
-    async fn message(&mut self, message: Message) {
-        if self.timers.contains_key(&Timer::Silence) {
-            let limit = Limits::default().stopped_silence;
-            self.timers.insert(Timer::Silence, tokio::time::Instant::now() + limit);
-        }
-        match message {
-            Message::Prepared(prepared) => self.prepared(prepared).await,
-            Message::Refused(refused) => self.fact(Fact::PeerRefused(refused.refusals)),
-            Message::Applied(applied) => {
-                if let Some(bulk) = &self.bulk {
-                    bulk.confirm(&applied.frames_per_connection);
-                }
-            }
-            Message::Missing(missing) => self.missing(&missing),
-            Message::Loaded(loaded) => {
-                self.gauge.marks.loaded = Some(Instant::now());
-                self.gauge.pages_hashed = loaded.pages_hashed;
-                self.fact(Fact::PeerLoaded(loaded.root));
-            }
-            Message::Failed(failed) => {
-                self.fact(Fact::PeerFailed(format!("at the destination: {}", failed.error)))
-            }
-            Message::Running(running) => {
-                self.gauge.marks.running = Some(Instant::now());
-                self.gauge.destination_memory =
-                    sterna_model::ByteCount(running.peak_anonymous_bytes);
-                self.fact(Fact::PeerRunning);
-            }
-            Message::Discarded(_) => self.fact(Fact::PeerDiscarded),
-            Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),
-            Message::Pong(echo) => self.pong(echo),
-            Message::Ping(echo) => self.send(&Message::Pong(echo)).await,
-            other => self.fact(Fact::PeerFailed(format!(
-                "the destination sent {} out of turn",
-                other.name()
-            ))),
-        }
-    }
-
-    fn pong(&mut self, echo: wire::Echo) {
-        let now = sterna_host::clock::now();
-        let took = now.since(sterna_model::Instant { nanos: echo.sent_ns });
-        // The fastest counts: others waited for something else, such as the start of the destination's QEMU.
-        self.gauge.round_trip = Some(self.gauge.round_trip.map_or(took, |best| best.min(took)));
     }
 
     async fn stream(&mut self, event: StreamEvent) {
@@ -376,44 +304,12 @@ impl Drive {
     }
 
     fn journal(&mut self, record: SourceRecord) {
-        let written = tokio::task::block_in_place(|| match &mut self.journal {
-            Some(journal) => journal.append(&Entry::Source(record)),
-            None => self.open_journal(),
-        });
+        let entry = Entry::Source(record);
+        let written = tokio::task::block_in_place(|| self.journal.record(&entry));
         self.fact(match written {
             Ok(()) => Fact::Journaled(record),
             Err(error) => Fact::JournalFailed(error.to_string()),
         });
-    }
-
-    /// The journal's first entry is its subject, which stands for *copying*.
-    fn open_journal(&mut self) -> Result<(), JournalError> {
-        let record = self.wanted.vm.record();
-        let subject = JournalSubject {
-            job: self.job.id().clone(),
-            vm: record.name,
-            uuid: record.uuid,
-            epoch: record.epoch.next(),
-            peer: self.wanted.to.name.clone(),
-        };
-        let first = Entry::SourceOf(subject, self.job.started_at().to_owned());
-        self.journal = Some(Journal::begin(&self.agent.config.state_dir, self.job.id(), &first)?);
-        Ok(())
-    }
-
-    async fn send(&mut self, message: &Message) {
-        // A connection that is gone reports so itself.
-        if let Some(link) = &self.link
-            && let Err(error) = link.send(message).await
-        {
-            tracing::debug!(job = %self.job.id(), %error, message = message.name(), "a message could not be sent");
-        }
-    }
-
-    async fn ping(&mut self) {
-        self.pinged_at = Instant::now();
-        let echo = wire::Echo { nonce: 0, sent_ns: sterna_host::clock::now().nanos };
-        self.send(&Message::Ping(echo)).await;
     }
 
     async fn tick(&mut self) {
@@ -436,8 +332,12 @@ impl Drive {
     }
 
     fn watch_qemu(&self) {
-        let (process, events) = (Arc::clone(&self.wanted.live.process), self.events.clone());
-        let log = self.wanted.vm.record().log;
+        let events = self.events.clone();
+        let Some(live) = &self.wanted.live else {
+            let _ = events.send(Event::QemuDied("it ended while the agent was away".into()));
+            return;
+        };
+        let (process, log) = (Arc::clone(&live.process), self.wanted.vm.record().log);
         tokio::spawn(async move {
             // Not to be able to watch is not to see it end.
             if let Ok(exit) = process.exited().await {
@@ -445,6 +345,23 @@ impl Drive {
             }
         });
     }
+}
+
+/// The job's journal, which begins with the first state. Its subject stands for *copying*.
+fn to_begin(agent: &Agent, job: &Job, wanted: &Move) -> JobJournal {
+    let record = wanted.vm.record();
+    let subject = JournalSubject {
+        job: job.id().clone(),
+        vm: record.name,
+        uuid: record.uuid,
+        epoch: record.epoch.next(),
+        peer: wanted.to.name.clone(),
+    };
+    let opening = vec![
+        Entry::SourceOf(subject, job.started_at().to_owned()),
+        Entry::PeerAddress(wanted.to.address.clone()),
+    ];
+    JobJournal::to_begin(agent.config.state_dir.clone(), opening)
 }
 
 async fn fire(next: Option<(Timer, tokio::time::Instant)>) -> Timer {

@@ -1,34 +1,28 @@
 //! Before anything is copied: looking at the VM, reaching the destination, getting both ready.
 
-use super::super::Move;
-use super::super::preflight;
-use super::super::preflight::Subject;
-use super::super::qemu::SourceQemu;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sterna_migration::source::Fact;
+use sterna_model::JobId;
+use sterna_wire::message as wire;
+use sterna_wire::{Message, PageKey, Role, Sender as Side, Verify};
+
 use super::Drive;
-use super::Event;
 use crate::agent::Agent;
 use crate::journal::Entry;
 use crate::link::Link;
-use crate::peer;
-use crate::peer::PeerError;
-use std::sync::Arc;
-use std::time::Duration;
-use std::time::Instant;
-use sterna_migration::source::Fact;
-use sterna_model::JobId;
-use sterna_wire::Message;
-use sterna_wire::PageKey;
-use sterna_wire::Role;
-use sterna_wire::Sender as Side;
-use sterna_wire::Verify;
-use sterna_wire::message as wire;
+use crate::outgoing::Move;
+use crate::outgoing::preflight::{self, Subject};
+use crate::outgoing::qemu::SourceQemu;
+use crate::peer::{self, PeerError};
 
 impl Drive {
     /// Looks at the VM, reaches the destination, and lets it get ready while we do too.
     pub(super) async fn prepare(&mut self) {
         let mut refusals = preflight::check_options(&self.wanted.options);
         let record = self.wanted.vm.record();
-        match preflight::examine(&record, &self.wanted.live).await {
+        match self.wanted.examine(&record).await {
             Ok(subject) if refusals.is_empty() => {
                 self.gauge.memory = subject.ram_bytes;
                 self.subject = Some(subject);
@@ -58,6 +52,9 @@ impl Drive {
             Err(error) => return self.fact(Fact::PeerFailed(error.to_string())),
         }
         self.send(&message).await;
+        // The destination starts its QEMU meanwhile; nothing is offered before this is durable.
+        let job = self.job.id().clone();
+        self.agent.change(&self.wanted.vm, |record| record.leaving = Some(job));
         if let Err(why) = self.prepare_qemu().await {
             self.fact(Fact::QemuFailed(why));
         }
@@ -67,21 +64,17 @@ impl Drive {
         let options = self.agent.link_options();
         let (greeted, _) =
             peer::connect(&self.agent.identity, &self.wanted.to, Role::Control, options).await?;
-        let to = self.events.clone();
-        Ok(Link::start(greeted, Side::Destination, move |inbound| {
-            drop(to.send(Event::Inbound(inbound)))
-        }))
+        Ok(Link::start(greeted, Side::Destination, self.inbound.clone()))
     }
 
     pub(super) async fn prepare_qemu(&mut self) -> Result<(), String> {
-        let qmp = self.wanted.live.qmp.clone();
-        let schema = self.wanted.live.schema().await.map_err(|error| error.to_string())?;
+        let live = self.wanted.live()?;
+        let qmp = live.qmp.clone();
+        let schema = live.schema().await.map_err(|error| error.to_string())?;
         let qemu = SourceQemu::prepare(qmp, &schema).await.map_err(|error| error.to_string())?;
         self.guest_ran = qemu.guest_ran();
-        if let Some(journal) = &mut self.journal {
-            let ran = Entry::GuestRan(self.guest_ran);
-            journal.append(&ran).map_err(|error| error.to_string())?;
-        }
+        let ran = Entry::GuestRan(self.guest_ran);
+        self.journal.note(&ran).map_err(|error| error.to_string())?;
         self.qemu = Some(qemu);
         Ok(())
     }

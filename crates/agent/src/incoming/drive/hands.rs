@@ -1,0 +1,129 @@
+//! What the machine asks for beyond words: the journal, QEMU's start, resume and end, and the job's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_host::qmp::Delivery;
+use sterna_migration::destination::{End, Entitlement, Fact};
+use sterna_migration::journal::DestinationRecord;
+use sterna_wire::GuestState;
+
+use super::{Drive, Event};
+use crate::incoming::qemu::Waiting;
+use crate::journal::Entry;
+use crate::vm::{describe_exit, quote_log};
+
+/// QEMU leaves its load within this.
+const CONT_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Drive {
+    pub(super) fn journal(&mut self, record: DestinationRecord) {
+        let entry = Entry::Destination(record);
+        let written = tokio::task::block_in_place(|| self.journal.record(&entry));
+        self.fact(match written {
+            Ok(()) => Fact::Journaled(record),
+            Err(error) => Fact::JournalFailed(error.to_string()),
+        });
+    }
+
+    pub(super) async fn start_qemu(&mut self) {
+        let Some(checked) = self.checked.take() else {
+            return self.fact(Fact::Failed("QEMU was to be started twice".into()));
+        };
+        // A crash while QEMU comes up must not leave it behind: a restarted agent finds it in the journal.
+        let journal = &mut self.journal;
+        let note = |process| {
+            let noted = tokio::task::block_in_place(|| journal.note(&Entry::Process(process)));
+            noted.map_err(|error| error.to_string())
+        };
+        let started = checked.start(&self.agent, &self.prepare, note).await;
+        match started {
+            Ok(waiting) => {
+                self.watch_qemu(&waiting);
+                self.waiting = Some(waiting);
+                self.fact(Fact::QemuStarted);
+            }
+            Err(refusals) => self.fact(Fact::StartRefused(refusals)),
+        }
+    }
+
+    /// Tells when QEMU has loaded its stream, and when it is gone.
+    fn watch_qemu(&self, waiting: &Waiting) {
+        let (loaded, died) = (self.events.clone(), self.events.clone());
+        let mut qemu_events = waiting.live.qmp.subscribe();
+        tokio::spawn(async move {
+            while let Delivery::Event(event) = qemu_events.next().await {
+                if event.name == "MIGRATION" && event.data["status"] == "completed" {
+                    let _ = loaded.send(Event::QemuLoaded);
+                }
+            }
+        });
+        let (process, log) = (Arc::clone(&waiting.live.process), waiting.vm.record().log);
+        tokio::spawn(async move {
+            // Not to be able to watch is not to see it end.
+            if let Ok(exit) = process.exited().await {
+                let _ = died.send(Event::QemuDied(describe_exit(Some(exit)) + &quote_log(&log)));
+            }
+        });
+    }
+
+    /// Resumes the guest. Only whoever holds the entitlement may.
+    pub(super) async fn resume(&mut self, _entitlement: Entitlement) {
+        let Some(waiting) = &self.waiting else {
+            return self.fact(Fact::ResumeFailed("its QEMU is gone".into()));
+        };
+        let qmp = waiting.live.qmp.clone();
+        if self.guest == GuestState::Running
+            && let Err(error) = qmp.cont_after_migration(CONT_DEADLINE).await
+        {
+            return self.fact(Fact::ResumeFailed(error.to_string()));
+        }
+        self.fact(Fact::Resumed);
+        // Not in the downtime: the announcement repeats itself and QEMU does it in the background.
+        tokio::spawn(async move {
+            if let Err(error) = qmp.announce_self().await {
+                tracing::warn!(%error, "the guest could not be announced on its network");
+            }
+        });
+    }
+
+    pub(super) async fn kill(&mut self) {
+        self.streams.close();
+        if let Some(waiting) = self.waiting.take() {
+            if let Err(error) = waiting.live.kill().await {
+                // It must be known dead before anyone says so: the guest stays paused at the source until then.
+                tracing::error!(job = %self.prepare.job, %error, "the QEMU to be discarded does not end");
+                self.waiting = Some(waiting);
+                return;
+            }
+            self.agent.put_back(&waiting.vm);
+        }
+        self.fact(Fact::Killed);
+    }
+
+    pub(super) fn end(&mut self, end: &End) {
+        let (state, error) = match end {
+            End::Running => ("running", None),
+            End::Discarded(why) => ("discarded", Some(why.clone())),
+            End::Unknown(why) => ("unknown", Some(why.clone())),
+        };
+        if let Some(waiting) = &self.waiting {
+            let job = &self.prepare.job;
+            self.agent.change(&waiting.vm, |record| match &error {
+                None => record.arrive(),
+                Some(why) => record.lose_track(job, why),
+            });
+            if *end == End::Running {
+                self.agent.watch(&waiting.vm);
+            }
+        }
+        if let Some(why) = &error
+            && let Err(error) = self.journal.note(&Entry::Ended(why.clone()))
+        {
+            tracing::warn!(job = %self.prepare.job, %error, "the journal lacks its last line");
+        }
+        tracing::info!(job = %self.prepare.job, vm = %self.prepare.vm, state, error, "the job has ended here");
+        self.job.end(state, error, None);
+        self.agent.prune_journals();
+    }
+}

@@ -1,0 +1,139 @@
+//! What the source says, and what happens on this host: turned into facts.
+
+use std::time::Instant;
+
+use sterna_migration::destination::Fact;
+use sterna_wire::message as wire;
+use sterna_wire::{GuestState, Message};
+
+use super::handle::FromPeer;
+use super::{Drive, Event};
+use crate::incoming::qemu;
+use crate::incoming::streams::StreamEvent;
+use crate::journal::{Entry, JournalError};
+use crate::link::{Inbound, Link};
+
+/// Connections of a peer that asked and get answers, at most.
+const MAX_ASKING: usize = 4;
+
+impl Drive {
+    pub(super) async fn heard(&mut self, heard: FromPeer) {
+        match heard {
+            FromPeer::Inbound(Inbound::Message(message)) => self.message(*message).await,
+            FromPeer::Inbound(Inbound::Tail(bytes)) => {
+                if let Err(why) = self.streams.tail(&bytes) {
+                    self.fact(Fact::Failed(why));
+                }
+            }
+            FromPeer::Inbound(Inbound::Closed(why)) => {
+                self.abandoned = true;
+                self.fact(Fact::PeerLost(why));
+            }
+            FromPeer::Data(connection) => {
+                if let Err(why) = self.streams.connect(*connection) {
+                    self.fact(Fact::Failed(why));
+                }
+            }
+            FromPeer::Asked(link) => self.asked(link),
+        }
+    }
+
+    /// Somebody asks on a connection of its own, perhaps again. The newest few are answered.
+    pub(super) fn asked(&mut self, link: Link) {
+        self.links.retain(|known| !known.is(&link) && !known.is_closed());
+        self.links.push(link);
+        let too_many = self.links.len().saturating_sub(MAX_ASKING);
+        self.links.drain(..too_many);
+        self.fact(Fact::Asked);
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::Stream(StreamEvent::Failed(why)) => self.fact(Fact::Failed(why)),
+            Event::Stream(StreamEvent::Verified) => self.memory_loaded(),
+            Event::QemuLoaded => self.qemu_loaded(),
+            Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+        }
+    }
+
+    async fn message(&mut self, message: Message) {
+        match message {
+            Message::StreamHead(head) => {
+                if let Err(why) = self.head(&head).await {
+                    self.fact(Fact::Failed(why));
+                }
+            }
+            Message::Final(last) => {
+                self.guest = last.guest;
+                if let Err(error) = self.note_run_state() {
+                    return self.fact(Fact::JournalFailed(error.to_string()));
+                }
+                self.streams.last(last);
+                self.progressed().await;
+            }
+            Message::Commit(commit) if commit.epoch == self.prepare.epoch => {
+                self.commit_came = Some(Instant::now());
+                self.watch_until = None;
+                self.fact(Fact::Commit);
+            }
+            Message::Commit(commit) => {
+                let why = format!(
+                    "expected a commit of epoch {:?}, found {:?}",
+                    self.prepare.epoch, commit.epoch
+                );
+                self.fact(Fact::Failed(why));
+            }
+            Message::Abort(abort) => self.fact(Fact::Abort(abort.reason.to_string())),
+            Message::Inquire(_) => self.fact(Fact::Asked),
+            Message::Ping(echo) => self.send(&Message::Pong(echo)).await,
+            other => {
+                self.fact(Fact::Failed(format!("the source sent {} out of turn", other.name())))
+            }
+        }
+    }
+
+    /// A restarted agent must not resume a guest that its user had paused.
+    fn note_run_state(&mut self) -> Result<(), JournalError> {
+        match self.guest {
+            GuestState::Paused => self.journal.note(&Entry::GuestRan(false)),
+            GuestState::Running => Ok(()),
+        }
+    }
+
+    async fn head(&mut self, head: &wire::StreamHead) -> Result<(), String> {
+        let Some(waiting) = &mut self.waiting else {
+            return Err("the source sent its stream's head before it was prepared for".into());
+        };
+        let shared = std::mem::take(&mut waiting.shared);
+        self.streams.open(head, shared, self.agent.config.limits.memory_budget)?;
+        let stream = qemu::begin_load(&waiting.live.qmp).await?;
+        self.streams.load(head, stream)
+    }
+
+    /// Frames were applied: acknowledge, ask for what is missing, and see whether everything is here.
+    pub(super) async fn progressed(&mut self) {
+        for message in self.streams.answers() {
+            self.send(&message).await;
+        }
+        if let Some(root) = self.streams.take_complete() {
+            self.load_begun = Instant::now();
+            self.fact(Fact::FinalReceived(root));
+            self.streams.finish();
+        }
+    }
+
+    fn qemu_loaded(&mut self) {
+        if self.streams.verify_full() {
+            self.streams.sweep();
+        } else {
+            self.memory_loaded();
+        }
+    }
+
+    fn memory_loaded(&mut self) {
+        match self.streams.root() {
+            Some(root) => self.fact(Fact::MemoryLoaded(root)),
+            None => self.fact(Fact::Failed("QEMU loaded a stream that was not sent".into())),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The drive loop of a move that arrives: performs the destination machine's effects, turns what happens into facts.
+
+mod answers;
+mod handle;
+mod hands;
+mod messages;
+
+pub(crate) use handle::{Handle, begin};
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sterna_migration::destination::{Destination, Effect, Fact};
+use sterna_migration::journal::Subject;
+use sterna_wire::message::Prepare;
+use sterna_wire::{GuestState, Message, Token};
+use tokio::sync::mpsc;
+
+use super::qemu::{Checked, Waiting};
+use super::streams::{StreamEvent, Streams};
+use crate::agent::Agent;
+use crate::jobs::Job;
+use crate::journal::{Entry, JobJournal};
+use crate::link::{Inbound, Link};
+use handle::FromPeer;
+
+/// Pages of blocks that QEMU has to be fed go ahead this often.
+const FEED_EVERY: Duration = Duration::from_millis(100);
+
+/// What happens on this host. There is little of it; what peers send waits in a queue of its own, which is bounded.
+enum Event {
+    Stream(StreamEvent),
+    QemuLoaded,
+    QemuDied(String),
+}
+
+/// Where the drive loop hears from.
+struct Inbox {
+    events: mpsc::UnboundedReceiver<Event>,
+    peer: mpsc::Receiver<FromPeer>,
+}
+
+struct Drive {
+    agent: Arc<Agent>,
+    job: Arc<Job>,
+    prepare: Prepare,
+    /// What was found good, until QEMU is started.
+    checked: Option<Checked>,
+    token: Token,
+    /// Who gets answers: the control connection, and whoever asked since.
+    links: Vec<Link>,
+    events: mpsc::UnboundedSender<Event>,
+    machine: Option<Destination>,
+    effects: VecDeque<Effect>,
+    journal: JobJournal,
+    waiting: Option<Waiting>,
+    streams: Streams,
+    guest: GuestState,
+    commit_came: Option<Instant>,
+    load_begun: Instant,
+    watch_until: Option<tokio::time::Instant>,
+    /// The control connection is gone.
+    abandoned: bool,
+}
+
+impl Drive {
+    fn new(
+        agent: Arc<Agent>,
+        job: Arc<Job>,
+        (prepare, checked): (Prepare, Checked),
+        token: Token,
+        link: Link,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let to = events.clone();
+        let streams = Streams::new(&prepare, move |event| drop(to.send(Event::Stream(event))));
+        let journal = to_begin(&agent, &job, &prepare);
+        Self {
+            agent,
+            job,
+            prepare,
+            checked: Some(checked),
+            token,
+            links: vec![link],
+            events,
+            machine: None,
+            effects: VecDeque::new(),
+            journal,
+            waiting: None,
+            streams,
+            guest: GuestState::Running,
+            commit_came: None,
+            load_begun: Instant::now(),
+            watch_until: None,
+            abandoned: false,
+        }
+    }
+
+    async fn run(mut self, mut inbox: Inbox) {
+        let mut first = Vec::new();
+        self.machine = Some(Destination::begin(&mut first));
+        self.effects.extend(first);
+        let mut tick = tokio::time::interval(FEED_EVERY);
+        let progress = self.streams.progress();
+        loop {
+            self.perform().await;
+            if self.machine.as_ref().is_none_or(|machine| machine.end().is_some()) {
+                break;
+            }
+            let until = self.watch_until;
+            tokio::select! {
+                biased;
+                // A commit that waits to be heard comes before the end of the wait for it, and the reason why a source
+                // gives up before what its closed connections look like. One that talks without end holds up only its
+                // own job.
+                Some(heard) = inbox.peer.recv() => self.heard(heard).await,
+                () = sleep_until(until) => {
+                    self.watch_until = None;
+                    self.fact(Fact::PeerLost("it fell silent".into()));
+                }
+                Some(event) = inbox.events.recv() => self.event(event),
+                _ = tick.tick() => {
+                    self.agent.anonymous.sample();
+                    self.streams.feed();
+                }
+                () = progress.notified() => self.progressed().await,
+            }
+        }
+        self.streams.close();
+        self.answer_latecomers(inbox.peer).await;
+        self.agent.forget_incoming(&self.prepare.job);
+    }
+
+    /// A job that is over still answers whoever asks on its connections.
+    async fn answer_latecomers(&mut self, mut peer: mpsc::Receiver<FromPeer>) {
+        while !self.abandoned {
+            let Some(heard) = peer.recv().await else { return };
+            match heard {
+                FromPeer::Inbound(Inbound::Closed(_)) => self.abandoned = true,
+                FromPeer::Inbound(Inbound::Message(message)) => {
+                    if matches!(*message, Message::Commit(_) | Message::Inquire(_)) {
+                        self.fact(Fact::Asked);
+                    }
+                }
+                FromPeer::Asked(link) => self.asked(link),
+                FromPeer::Inbound(Inbound::Tail(_)) | FromPeer::Data(_) => {}
+            }
+            self.perform().await;
+        }
+    }
+
+    fn fact(&mut self, fact: Fact) {
+        let Some(machine) = self.machine.take() else { return };
+        let mut effects = Vec::new();
+        let machine = machine.handle(fact, &mut effects);
+        self.job.set_phase(machine.phase());
+        self.machine = Some(machine);
+        self.effects.extend(effects);
+    }
+
+    async fn perform(&mut self) {
+        while let Some(effect) = self.effects.pop_front() {
+            match effect {
+                Effect::StartQemu => self.start_qemu().await,
+                Effect::Journal(record) => self.journal(record),
+                Effect::Answer(answer) => self.answer(answer).await,
+                Effect::Resume(entitlement) => self.resume(entitlement).await,
+                Effect::KillQemu => self.kill().await,
+                Effect::WatchSource(limit) => {
+                    self.watch_until = Some(tokio::time::Instant::now() + limit);
+                }
+                Effect::End(end) => self.end(&end),
+            }
+        }
+    }
+}
+
+/// The job's journal, which begins with the first state. Its subject stands for *prepared*.
+fn to_begin(agent: &Agent, job: &Job, prepare: &Prepare) -> JobJournal {
+    let subject = Subject {
+        job: prepare.job.clone(),
+        vm: prepare.vm.clone(),
+        uuid: prepare.uuid,
+        epoch: prepare.epoch,
+        peer: job.peer().clone(),
+    };
+    let opening = vec![Entry::DestinationOf(subject, job.started_at().to_owned())];
+    JobJournal::to_begin(agent.config.state_dir.clone(), opening)
+}
+
+async fn sleep_until(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}

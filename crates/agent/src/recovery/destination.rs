@@ -1,0 +1,199 @@
+//! Jobs of this host as the destination, taken up again, and what their journals answer.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_host::process::Process;
+use sterna_host::qmp::RunState;
+use sterna_migration::destination::{Destination, Effect, End, Entitlement, Fact};
+use sterna_migration::journal::DestinationRecord;
+use sterna_model::HostName;
+use sterna_wire::AnswerState;
+use sterna_wire::message::Inquire;
+
+use super::{append, is_arriving};
+use crate::agent::Agent;
+use crate::jobs::Job;
+use crate::journal::{self, Entry, Journal, Side, Story};
+use crate::registry::{ProcessId, Record};
+use crate::vm::{Live, Vm};
+
+/// A killed process is gone within this.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// QEMU leaves its load within this.
+const CONT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A job, and what is left of it here.
+struct Left<'a> {
+    agent: &'a Arc<Agent>,
+    job: &'a Job,
+    journal: Journal,
+    story: &'a Story,
+    vm: Option<Arc<Vm>>,
+}
+
+/// Brings a job to where its journal says that it must go.
+pub(super) async fn settle(
+    agent: &Arc<Agent>,
+    job: &Job,
+    journal: Journal,
+    story: &Story,
+    record: DestinationRecord,
+    vm: Option<Arc<Vm>>,
+) {
+    let mut effects = Vec::new();
+    let machine = match (record, &vm) {
+        // Nothing was committed: what is here is discarded.
+        (DestinationRecord::Prepared, _) => Destination::resume_prepared(&mut effects),
+        (DestinationRecord::Entitled, Some(vm)) if !is_silent(vm) => {
+            Destination::resume_entitled(&mut effects)
+        }
+        (DestinationRecord::Entitled, vm) => {
+            let why = match vm {
+                Some(_) => "the guest is this host's, and its QEMU does not answer",
+                None => "the guest is this host's, and the registry does not know it any more",
+            };
+            return undecided(agent, job, vm.as_deref(), why);
+        }
+        (DestinationRecord::Running | DestinationRecord::Discarded, _) => return,
+    };
+    // What was arriving here is this job's; another VM of the name is none of its business.
+    let vm = vm.filter(|vm| record == DestinationRecord::Entitled || is_arriving(vm, story));
+    Left { agent, job, journal, story, vm }.run(machine, effects).await;
+}
+
+/// Its process is there, or may be, and its monitor does not answer.
+fn is_silent(vm: &Vm) -> bool {
+    vm.live().is_none() && vm.record().process.is_some()
+}
+
+/// Nothing is concluded, nor closed: the next start may know more.
+fn undecided(agent: &Agent, job: &Job, vm: Option<&Vm>, why: &str) {
+    tracing::error!(job = %job.id(), vm = %job.vm(), %why, "whose the guest is is not known");
+    if let Some(vm) = vm {
+        agent.change(vm, |record| record.lose_track(job.id(), why));
+    }
+    job.end("unknown", Some(why.to_owned()), None);
+}
+
+impl Left<'_> {
+    async fn run(mut self, mut machine: Destination, effects: Vec<Effect>) {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            let fact = match effect {
+                Effect::KillQemu => match self.kill().await {
+                    Ok(()) => Fact::Killed,
+                    // Not dead, so not discarded: the next start tries again.
+                    Err(why) => {
+                        let why = format!("an orphaned QEMU does not end: {why}");
+                        return self.job.end("unknown", Some(why), None);
+                    }
+                },
+                Effect::Journal(record) => match self.journal.append(&Entry::Destination(record)) {
+                    Ok(()) => Fact::Journaled(record),
+                    Err(error) => Fact::JournalFailed(error.to_string()),
+                },
+                Effect::Resume(entitlement) => match self.resume(&entitlement).await {
+                    Ok(()) => Fact::Resumed,
+                    Err(why) => Fact::ResumeFailed(why),
+                },
+                Effect::End(end) => {
+                    self.end(&end);
+                    continue;
+                }
+                // Whoever asks later is answered by the journal.
+                Effect::Answer(_) | Effect::WatchSource(_) | Effect::StartQemu => continue,
+            };
+            let mut more = Vec::new();
+            machine = machine.handle(fact, &mut more);
+            effects.extend(more);
+        }
+    }
+
+    /// Kills the job's QEMU, as the registry knows it or only the journal, whether or not its monitor answers.
+    async fn kill(&self) -> Result<(), String> {
+        let registered = self.vm.as_ref().and_then(|vm| vm.record().process);
+        for process in [registered, self.story.process].into_iter().flatten() {
+            kill(process).await?;
+        }
+        if let Some(vm) = &self.vm {
+            self.agent.put_back(vm);
+        }
+        Ok(())
+    }
+
+    /// The guest is ours. If its QEMU is there, it runs or is resumed; if not, it may have run.
+    async fn resume(&self, _entitlement: &Entitlement) -> Result<(), String> {
+        match self.vm.as_ref().and_then(|vm| vm.live()) {
+            Some(live) => resume(&live, self.story.guest_ran).await,
+            None => Err("its QEMU is gone; it may have run".to_owned()),
+        }
+    }
+
+    fn end(&mut self, end: &End) {
+        match (end, &self.vm) {
+            (End::Running, Some(vm)) => self.agent.change(vm, Record::arrive),
+            (End::Unknown(why), Some(vm)) => {
+                self.agent.change(vm, |record| record.lose_track(self.job.id(), why));
+            }
+            _ => {}
+        }
+        let (state, why) = match end {
+            End::Running => return self.job.end("running", None, None),
+            End::Discarded(why) => ("discarded", why),
+            End::Unknown(why) => ("unknown", why),
+        };
+        tracing::info!(job = %self.job.id(), vm = %self.job.vm(), state, "{why}");
+        // A QEMU that is there may be resumed at the next start: the guest is this host's.
+        let may_go_on = matches!(end, End::Unknown(_))
+            && self.vm.as_ref().is_some_and(|vm| vm.live().is_some());
+        if !may_go_on {
+            append(&mut self.journal, &Entry::Ended(why.clone()));
+        }
+        self.job.end(state, Some(why.clone()), None);
+    }
+}
+
+async fn kill(process: ProcessId) -> Result<(), String> {
+    match Process::reattach(process.pid, process.start_time) {
+        Ok(Some(process)) => {
+            let killed = process.kill_and_reap(KILL_DEADLINE).await;
+            killed.map(drop).map_err(|error| error.to_string())
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn resume(live: &Live, guest_ran: bool) -> Result<(), String> {
+    let status = live.qmp.query_status().await.map_err(|error| error.to_string())?;
+    let waits =
+        matches!(status.status, RunState::Paused | RunState::Prelaunch | RunState::PostMigrate);
+    if !guest_ran || !waits {
+        return Ok(());
+    }
+    live.qmp.cont_after_migration(CONT_DEADLINE).await.map_err(|error| error.to_string())?;
+    let _ = live.qmp.announce_self().await;
+    Ok(())
+}
+
+/// What a journal answers to a peer that asks about its job. The job may be under way, so nothing is touched.
+#[must_use]
+pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire) -> AnswerState {
+    let path = journal::path_of(&agent.config.state_dir, &inquire.job);
+    let Ok(Some(story)) = Journal::read(&path) else { return AnswerState::Unknown };
+    let subject = &story.subject;
+    if (&subject.peer, subject.uuid, subject.epoch) != (peer, inquire.uuid, inquire.epoch) {
+        return AnswerState::Unknown;
+    }
+    match story.side {
+        // It came to an end that is no owner's.
+        side if !side.is_final() && story.ended.is_some() => AnswerState::Unknown,
+        Side::Destination(DestinationRecord::Prepared) => AnswerState::Prepared,
+        Side::Destination(DestinationRecord::Entitled) => AnswerState::Entitled,
+        Side::Destination(DestinationRecord::Running) => AnswerState::Running,
+        Side::Destination(DestinationRecord::Discarded) => AnswerState::Discarded,
+        Side::Source(_) => AnswerState::Unknown,
+    }
+}

@@ -1,0 +1,244 @@
+//! What a restarted agent does: finds its QEMUs again, and brings every unfinished job to where its journal says it must go
+//! (law 1's table). Nothing is guessed: a VM whose record or journal is missing or damaged is *unknown*, with the reason,
+//! and everything else goes on.
+
+mod destination;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use destination::journaled_state;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use sterna_host::process::Process;
+use sterna_migration::journal::DestinationRecord;
+use sterna_model::{JobId, Uuid, VmName};
+
+use crate::agent::{Agent, AgentError};
+use crate::jobs::{Job, Role};
+use crate::journal::{self, Entry, Journal, Side, Story};
+use crate::place::Place;
+use crate::registry::{Found, Owner, Record};
+use crate::vm::{Live, Vm, fresh_record};
+
+/// Finds VMs and finishes jobs. Runs before anybody is listened to.
+///
+/// # Errors
+/// When the journals cannot be listed. What a single VM or job suffers from is logged and leaves it unknown.
+pub(crate) async fn recover(agent: &Arc<Agent>, found: Vec<Found>) -> Result<(), AgentError> {
+    for found in found {
+        match found {
+            Found::Vm(record) => {
+                let vm = reattach(*record).await;
+                agent.registry.insert(Arc::clone(&vm));
+                agent.remember(&vm);
+                agent.watch(&vm);
+            }
+            Found::Damaged(name, why) => unreadable_record(agent, name, why),
+        }
+    }
+    agent.prune_journals();
+    let mut told = BTreeSet::new();
+    for path in journal::files(&agent.config.state_dir)? {
+        match open(&path) {
+            Ok(Some(Opened::Over(story))) => {
+                told.insert(story.subject.job.clone());
+                over(agent, &story);
+            }
+            Ok(Some(Opened::UnderWay(journal, story))) => {
+                told.insert(story.subject.job.clone());
+                under_way(agent, journal, story).await;
+            }
+            Ok(None) => {
+                tracing::info!(path = %path.display(), "a journal without a subject: nothing was begun")
+            }
+            Err(error) => {
+                tracing::error!(%error, "a job's journal is of no use");
+                if let Some(job) = journal::job_of(&path) {
+                    without_journal(agent, &job, &error.to_string());
+                    told.insert(job);
+                }
+            }
+        }
+    }
+    let missing =
+        agent.registry.all().into_iter().filter_map(|vm| {
+            vm.record().job_under_way().filter(|job| !told.contains(*job)).cloned()
+        });
+    for job in missing.collect::<BTreeSet<_>>() {
+        let path = journal::path_of(&agent.config.state_dir, &job);
+        without_journal(agent, &job, &format!("the journal {} is lost", path.display()));
+    }
+    Ok(())
+}
+
+/// A job's journal, as a restarted agent takes it up.
+enum Opened {
+    /// Nothing is to be written any more.
+    Over(Story),
+    /// The job is to be brought to its end.
+    UnderWay(Journal, Story),
+}
+
+fn open(path: &Path) -> Result<Option<Opened>, journal::JournalError> {
+    match Journal::read(path)? {
+        None => Ok(None),
+        Some(story) if story.is_settled() => Ok(Some(Opened::Over(story))),
+        Some(_) => {
+            let reopened = Journal::reopen(path)?;
+            Ok(reopened.map(|(journal, story)| Opened::UnderWay(journal, story)))
+        }
+    }
+}
+
+/// A VM of which only the name is left.
+fn unreadable_record(agent: &Agent, name: VmName, why: String) {
+    tracing::error!(vm = %name, %why, "a VM's record cannot be read");
+    let place = Place::of(&agent.config.run_dir, &agent.config.state_dir, &name);
+    let mut record = fresh_record(name, Uuid([0; 16]), &place, Vec::new());
+    record.user_qmp = None;
+    record.owner = Owner::Unknown { job: None, why };
+    // Not remembered: the file stays as it is, for a person to look at.
+    agent.registry.insert(Vm::new(record, None));
+}
+
+/// A job's journal tells nothing: the VM that it has here, if it still has one, may be anybody's.
+fn without_journal(agent: &Agent, job: &JobId, why: &str) {
+    for vm in agent.registry.all() {
+        let record = vm.record();
+        if record.job_under_way() != Some(job) {
+            continue;
+        }
+        let file = journal::path_of(&agent.config.state_dir, job);
+        let why = format!(
+            "{why}. Its QEMU here was left as it is. If the guest runs at the other host, end the one here. If it does not, it is this host's: end what waits for it there, stop this agent, move the VM's record and {} away, start the agent, adopt the VM again, and let it run by `cont` at its monitor",
+            file.display()
+        );
+        tracing::error!(vm = %record.name, %job, %why, "whose the guest is is not known");
+        agent.change(&vm, |record| record.lose_track(job, &why));
+    }
+}
+
+async fn reattach(record: Record) -> Arc<Vm> {
+    let Some(id) = record.process else { return Vm::new(record, None) };
+    let silent = match Process::reattach(id.pid, id.start_time) {
+        Ok(Some(process)) => match Live::attach(process, &record.agent_qmp).await {
+            Ok(live) => return Vm::new(record, Some(live)),
+            Err(error) => error.to_string(),
+        },
+        Ok(None) => {
+            tracing::warn!(vm = %record.name, "its QEMU ended while the agent was away");
+            let vm = Vm::new(record, None);
+            vm.ended(|owner| if *owner == Owner::Here { Owner::Ended } else { owner.clone() });
+            return vm;
+        }
+        Err(error) => error.to_string(),
+    };
+    // It is there, or may be: nothing that would be wrong then is concluded, and its name stays taken.
+    tracing::error!(vm = %record.name, error = %silent, "a QEMU of before does not answer; restart the agent when it does");
+    Vm::new(record, None)
+}
+
+/// The job as clients see it, known from here on.
+fn known(agent: &Agent, story: &Story) -> Arc<Job> {
+    let (subject, at) = (&story.subject, story.started_at.clone());
+    let role = match story.side {
+        Side::Source(_) => Role::Source,
+        Side::Destination(_) => Role::Destination,
+    };
+    let job = Job::new(subject.job.clone(), subject.vm.clone(), subject.peer.clone(), role, at);
+    agent.jobs.insert(Arc::clone(&job));
+    job
+}
+
+/// The VM that a journal is about, as it was then. Journals name VMs; a later VM of the same name is another one, or the
+/// same one in a later epoch: the epoch before (at the source) or the job's own (at the destination, and at a source that
+/// had begun to forget it).
+fn vm_of(agent: &Agent, story: &Story) -> Option<Arc<Vm>> {
+    let subject = &story.subject;
+    agent.registry.get(&subject.vm).filter(|vm| {
+        let record = vm.record();
+        let before = record.epoch.next() == subject.epoch;
+        let epoch = match story.side {
+            Side::Source(_) => before || record.epoch == subject.epoch,
+            Side::Destination(_) => record.epoch == subject.epoch,
+        };
+        record.uuid == subject.uuid && epoch
+    })
+}
+
+/// Whether the registry still has the VM as arriving by this job: it was not told how that ended.
+fn is_arriving(vm: &Vm, story: &Story) -> bool {
+    vm.record().owner == Owner::Incoming { job: story.subject.job.clone() }
+}
+
+/// A job whose journal says that nothing is left to do. The registry may have missed its last step.
+fn over(agent: &Agent, story: &Story) {
+    let job = known(agent, story);
+    let vm = vm_of(agent, story);
+    match story.side {
+        Side::Source(record) => {
+            let id = &story.subject.job;
+            if let Some(vm) = vm.filter(|vm| vm.record().leaving.as_ref() == Some(id)) {
+                agent.change(&vm, |record| record.leaving = None);
+            }
+            source::remember(&job, record, story);
+        }
+        Side::Destination(DestinationRecord::Running) => {
+            if let Some(vm) = vm.filter(|vm| is_arriving(vm, story)) {
+                agent.change(&vm, Record::arrive);
+            }
+            job.end("running", None, None);
+        }
+        Side::Destination(_) => {
+            // Its QEMU was dead before it was journalled.
+            if let Some(vm) = vm.filter(|vm| is_arriving(vm, story)) {
+                agent.put_back(&vm);
+            }
+            job.end("discarded", story.ended.clone(), None);
+        }
+    }
+}
+
+/// One unfinished job of before.
+async fn under_way(agent: &Arc<Agent>, journal: Journal, story: Story) {
+    let job = known(agent, &story);
+    if !story.side.is_final() && (story.report.is_some() || story.ended.is_some()) {
+        // It was brought to an end that is no owner's (lost, unknown): that is for a person to settle.
+        return ended_otherwise(agent, &job, &story);
+    }
+    let vm = vm_of(agent, &story);
+    match story.side {
+        Side::Source(record) => source::settle(agent, job, journal, &story, record, vm).await,
+        Side::Destination(record) => {
+            destination::settle(agent, &job, journal, &story, record, vm).await;
+        }
+    }
+}
+
+/// The registry may have missed how it ended.
+fn ended_otherwise(agent: &Agent, job: &Job, story: &Story) {
+    let outcome = story.report.as_ref().map_or("unknown", |report| source::word(report));
+    let error = story.report.as_ref().and_then(|report| report.error.clone());
+    let error = story.ended.clone().or(error);
+    let vm = vm_of(agent, story).filter(|vm| vm.record().job_under_way() == Some(job.id()));
+    if let Some(vm) = vm {
+        agent.change(&vm, |record| {
+            record.leaving = None;
+            match outcome {
+                "lost" => record.owner = Owner::Lost,
+                _ => record.lose_track(job.id(), error.as_deref().unwrap_or_default()),
+            }
+        });
+    }
+    job.end(outcome, error, story.report.clone());
+}
+
+fn append(journal: &mut Journal, entry: &Entry) {
+    if let Err(error) = journal.append(entry) {
+        tracing::error!(%error, "a journal could not be closed; the next start does it again");
+    }
+}

@@ -1,0 +1,170 @@
+//! Jobs of this host as the source, taken up again.
+
+use std::sync::Arc;
+
+use sterna_api::Report;
+use sterna_migration::journal::SourceRecord;
+use sterna_migration::outcome::{Outcome, OutcomeName};
+use sterna_migration::source::{Effect, Fact, MayReturn, Source};
+
+use super::append;
+use crate::agent::Agent;
+use crate::jobs::Job;
+use crate::journal::{Entry, Journal, Side, Story};
+use crate::outgoing;
+use crate::registry::Owner;
+use crate::vm::Vm;
+
+/// Brings a job to where its journal says that it must go.
+pub(super) async fn settle(
+    agent: &Arc<Agent>,
+    job: Arc<Job>,
+    mut journal: Journal,
+    story: &Story,
+    record: SourceRecord,
+    vm: Option<Arc<Vm>>,
+) {
+    match (record, vm) {
+        (SourceRecord::Gone, vm) => {
+            if let Some(vm) = vm {
+                finish_leaving(agent, &mut journal, story, &vm).await;
+            }
+            remember(&job, record, story);
+        }
+        (SourceRecord::Returned, _) => remember(&job, record, story),
+        (_, None) => {
+            let why = "its VM is not known here any more; look at both hosts".to_owned();
+            job.end("unknown", Some(why), None);
+        }
+        (SourceRecord::Offered, Some(vm)) => offered(agent, job, journal, story, &vm),
+        (SourceRecord::Copying | SourceRecord::Stopping, Some(vm)) => {
+            unoffered(agent, &job, &mut journal, story, &vm).await;
+        }
+    }
+}
+
+/// How a job that is over is listed.
+pub(super) fn remember(job: &Job, record: SourceRecord, story: &Story) {
+    let error = story.report.as_ref().and_then(|report| report.error.clone());
+    let otherwise = if record == SourceRecord::Gone { "done" } else { "failed" };
+    let outcome = story.report.as_ref().map_or(otherwise, |report| word(report));
+    job.end(outcome, error.or(story.ended.clone()), story.report.clone());
+}
+
+/// A report's outcome in a word.
+pub(super) const fn word(report: &Report) -> &'static str {
+    match report.outcome {
+        OutcomeName::Done => "done",
+        OutcomeName::Failed => "failed",
+        OutcomeName::Refused => "refused",
+        OutcomeName::Cancelled => "cancelled",
+        OutcomeName::Unknown => "unknown",
+        OutcomeName::Lost => "lost",
+    }
+}
+
+/// The guest is the other host's. An agent that died before it had ended its own QEMU does so now. The epoch tells
+/// whether it is still that QEMU: a guest that came back since has a later one.
+async fn finish_leaving(agent: &Agent, journal: &mut Journal, story: &Story, vm: &Vm) {
+    let (subject, record) = (&story.subject, vm.record());
+    let owner = Owner::MovedTo { host: subject.peer.clone(), job: subject.job.clone() };
+    agent.change(vm, |record| {
+        record.epoch = subject.epoch;
+        record.owner = owner;
+        record.leaving = None;
+    });
+    if let Some(live) = vm.live()
+        && let Err(error) = live.quit().await
+    {
+        tracing::error!(vm = %record.name, %error, "a QEMU whose guest was moved away does not end");
+    }
+    vm.ended(Owner::clone);
+    agent.remember(vm);
+    append(journal, &Entry::Ended(format!("the guest was moved to {}", subject.peer)));
+}
+
+/// Nothing was offered: the guest is ours, and runs on.
+async fn unoffered(agent: &Agent, job: &Job, journal: &mut Journal, story: &Story, vm: &Vm) {
+    if vm.live().is_none() && vm.record().process.is_some() {
+        // It may answer the next time.
+        return job.end("unknown", Some("the guest's QEMU does not answer".into()), None);
+    }
+    let mut first = Vec::new();
+    let mut machine = Source::resume_unoffered(&mut first);
+    let mut effects = std::collections::VecDeque::from(first);
+    while let Some(effect) = effects.pop_front() {
+        let fact = match effect {
+            Effect::ReturnGuest(may_return) => return_guest(vm, story, &may_return).await,
+            Effect::Journal(record) => match journal.append(&Entry::Source(record)) {
+                Ok(()) => Fact::Journaled(record),
+                Err(error) => Fact::JournalFailed(error.to_string()),
+            },
+            Effect::End(outcome) => {
+                ended(agent, job, journal, vm, &outcome);
+                continue;
+            }
+            // Nobody is connected, and nothing is under way.
+            _ => continue,
+        };
+        let mut more = Vec::new();
+        machine = machine.handle(fact, &mut more);
+        effects.extend(more);
+    }
+}
+
+async fn return_guest(vm: &Vm, story: &Story, may_return: &MayReturn) -> Fact {
+    let Some(live) = vm.live() else {
+        let why = "the guest's QEMU ended while the agent was away; it was not handed over";
+        return Fact::QemuDied(why.into());
+    };
+    let stop_sent = story.side != Side::Source(SourceRecord::Copying);
+    let before = outgoing::RunStateBefore { guest_ran: story.guest_ran, stop_sent };
+    match outgoing::give_back(&live.qmp, before, may_return).await {
+        Ok(()) => Fact::GuestReturned,
+        Err(error) => {
+            Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
+        }
+    }
+}
+
+fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Outcome) {
+    let (state, why) = match outcome {
+        Outcome::Failed(why) => ("failed", why.clone()),
+        Outcome::Lost(why) => ("lost", why.clone()),
+        // The next start tries again: the guest was not offered, so it is ours.
+        Outcome::Unknown(why) => {
+            tracing::error!(job = %job.id(), vm = %job.vm(), %why, "a guest is not resumed");
+            return job.end("unknown", Some(why.clone()), None);
+        }
+        Outcome::Done | Outcome::Refused(_) | Outcome::Cancelled => return,
+    };
+    tracing::info!(job = %job.id(), vm = %job.vm(), state, "{why}");
+    if state == "lost" {
+        // There is no record of its own for that: the guest was not handed over.
+        append(journal, &Entry::Source(SourceRecord::Returned));
+    }
+    append(journal, &Entry::Ended(why.clone()));
+    agent.change(vm, |record| {
+        record.leaving = None;
+        if state == "lost" {
+            record.owner = Owner::Lost;
+        }
+    });
+    job.end(state, Some(why), None);
+}
+
+/// The commit may have been sent: only the destination knows. It is asked, also when our QEMU is gone: then it is either
+/// the destination's or lost.
+fn offered(agent: &Arc<Agent>, job: Arc<Job>, journal: Journal, story: &Story, vm: &Arc<Vm>) {
+    let peer = &story.subject.peer;
+    if vm.live().is_none() {
+        let process = vm.record().process;
+        let is = if process.is_some() { "does not answer" } else { "is gone" };
+        let why = format!("the guest was offered to {peer} and its QEMU here {is}; look there");
+        agent.change(vm, |record| record.lose_track(&story.subject.job, &why));
+        if process.is_some() {
+            return job.end("unknown", Some(why), None);
+        }
+    }
+    outgoing::resume_offered(agent, job, journal, story, vm);
+}
