@@ -1,0 +1,210 @@
+//! The drive loop of a move that arrives.
+
+use std::collections::VecDeque;
+
+use sterna_migration::destination::{Destination, Effect, End, Fact};
+use sterna_migration::journal::DestinationRecord;
+use sterna_model::Instant;
+
+use crate::disk::{Entry, Owner, Record};
+use crate::faults::Side;
+use crate::hands::Hands;
+use crate::message::Message;
+use crate::network::ConnectionId;
+use crate::oracle::{Ended, Gauge};
+use crate::plant::Plant;
+use crate::world::Inbound;
+
+/// See the module.
+pub(super) struct Drive {
+    pub(super) hands: Hands,
+    /// The connection that the move was asked for on.
+    pub(super) control: ConnectionId,
+    /// Who gets answers: that connection, and whoever asked since.
+    pub(super) links: Vec<ConnectionId>,
+    machine: Option<Destination>,
+    effects: VecDeque<Effect>,
+    journal_is_open: bool,
+    /// A QEMU of ours waits for the guest, or has it.
+    pub(super) waiting: bool,
+    /// The guest is to run.
+    pub(super) guest_ran: bool,
+    /// The job was taken up again after a restart.
+    pub(super) recovered: bool,
+    pub(super) watch_until: Option<Instant>,
+    pub(super) abandoned: bool,
+}
+
+impl Drive {
+    pub(super) fn new(hands: Hands, link: ConnectionId) -> Self {
+        Self {
+            hands,
+            control: link,
+            links: vec![link],
+            machine: None,
+            effects: VecDeque::new(),
+            journal_is_open: false,
+            waiting: false,
+            guest_ran: true,
+            recovered: false,
+            watch_until: None,
+            abandoned: false,
+        }
+    }
+
+    /// A job that is taken up again: nobody is connected yet.
+    pub(super) fn again(hands: Hands, waiting: bool, guest_ran: bool) -> Self {
+        let drive = Self::new(hands, ConnectionId::MAX);
+        let links = Vec::new();
+        Self { links, waiting, guest_ran, journal_is_open: true, recovered: true, ..drive }
+    }
+
+    /// Brings a job that is taken up again to its end.
+    pub(super) async fn settle(
+        mut self,
+        machine: Destination,
+        effects: Vec<Effect>,
+    ) -> Option<End> {
+        self.machine = Some(machine);
+        self.effects.extend(effects);
+        self.perform().await;
+        self.machine.as_ref().and_then(|machine| machine.end().cloned())
+    }
+
+    /// Runs until the job is over and its connection gone; tells how it ended.
+    pub(super) async fn run(mut self) -> Option<Ended> {
+        let mut effects = Vec::new();
+        self.machine = Some(Destination::begin(&mut effects));
+        self.effects.extend(effects);
+        loop {
+            self.perform().await;
+            if self.machine.as_ref().is_none_or(|machine| machine.end().is_some()) {
+                break;
+            }
+            match self.hands.hear(self.watch_until).await {
+                Some(inbound) => self.inbound(inbound).await,
+                None => {
+                    self.watch_until = None;
+                    self.fact(Fact::PeerLost("it fell silent".into()));
+                }
+            }
+        }
+        self.hands.with(|world| world.receiver = None);
+        self.answer_latecomers().await;
+        let end = self.machine.as_ref().and_then(|machine| machine.end().cloned());
+        end.map(Ended::Destination)
+    }
+
+    /// A job that is over still answers whoever asks on its connections.
+    async fn answer_latecomers(&mut self) {
+        while !self.abandoned {
+            match self.hands.hear(None).await {
+                Some(Inbound::Closed(link)) => self.forget(link),
+                Some(Inbound::Message(link, Message::Commit | Message::Inquire)) => {
+                    self.asked_by(link);
+                    self.fact(Fact::Asked);
+                }
+                Some(Inbound::Message(link, Message::Prepare)) => {
+                    self.hands.send(link, Message::Refused).await;
+                }
+                _ => {}
+            }
+            self.perform().await;
+        }
+    }
+
+    async fn inbound(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Message(link, message) => self.message(link, message).await,
+            Inbound::Closed(link) => {
+                self.forget(link);
+                if link == self.control {
+                    self.fact(Fact::PeerLost("the connection is closed".into()));
+                }
+            }
+            Inbound::Progress => self.progressed().await,
+            Inbound::StreamFailed(why) => self.fact(Fact::Failed(why)),
+            Inbound::QemuLoaded => {
+                let root = self.hands.with(|world| world.receiver.as_ref()?.root());
+                self.fact(match root {
+                    Some(root) => Fact::MemoryLoaded(root),
+                    None => Fact::Failed("QEMU loaded a stream that was not sent".into()),
+                });
+                if self.hands.errs(Plant::ResumeWithoutCommit) {
+                    let _ = self.hands.qemu(crate::qemu::Command::Cont).await;
+                }
+            }
+            Inbound::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+            _ => {}
+        }
+    }
+
+    pub(super) fn fact(&mut self, fact: Fact) {
+        let Some(machine) = self.machine.take() else { return };
+        let phase = machine.phase();
+        self.hands.with(|world| world.note(|| format!("Destination in {phase}: {fact:?}")));
+        let mut effects = Vec::new();
+        let machine = machine.handle(fact, &mut effects);
+        self.machine = Some(machine);
+        self.effects.extend(effects);
+        let waiting = self.effects.len();
+        self.hands.with(|world| world.gauge(Gauge::Effects, waiting));
+    }
+
+    async fn perform(&mut self) {
+        while let Some(effect) = self.effects.pop_front() {
+            match effect {
+                Effect::StartQemu => self.start_qemu().await,
+                Effect::Journal(record) => self.journal(record).await,
+                Effect::Answer(answer) => self.answer(answer).await,
+                Effect::Resume(entitlement) => self.resume(entitlement).await,
+                Effect::KillQemu => self.kill().await,
+                Effect::WatchSource(limit) => {
+                    self.watch_until = Some(self.hands.now().after(limit));
+                }
+                Effect::End(end) => self.end(&end).await,
+            }
+        }
+    }
+
+    async fn journal(&mut self, record: DestinationRecord) {
+        if record == DestinationRecord::Entitled && self.hands.errs(Plant::ResumeBeforeEntitled) {
+            self.resume_early().await;
+        }
+        let written = self.write_down(record).await;
+        self.fact(match written {
+            Ok(()) => Fact::Journaled(record),
+            Err(why) => Fact::JournalFailed(why),
+        });
+    }
+
+    /// A journal begins with the first state that is to be durable; its subject stands for *prepared*.
+    async fn write_down(&mut self, record: DestinationRecord) -> Result<(), String> {
+        if !self.journal_is_open {
+            self.hands.with(|world| world.host(Side::Destination).disk.begin_again())?;
+            self.hands.append(Entry::DestinationOf).await?;
+            self.journal_is_open = true;
+            if record == DestinationRecord::Prepared {
+                return Ok(());
+            }
+        }
+        self.hands.append(Entry::Destination(record)).await
+    }
+
+    async fn end(&mut self, end: &End) {
+        if self.waiting {
+            let owner = if *end == End::Running { Owner::Here } else { Owner::Unknown };
+            self.hands.store(Some(Record { owner, process: true })).await;
+        }
+        // A QEMU that is there may be resumed at the next start: the guest is this host's.
+        let alive = self.hands.with(|world| world.is_alive(Side::Destination));
+        let may_go_on = self.recovered && matches!(end, End::Unknown(_)) && alive;
+        let silent = self.recovered && self.hands.errs(Plant::FoundEntitledStaysSilent);
+        let closes = *end != End::Running && self.journal_is_open && !may_go_on && !silent;
+        if closes {
+            let _ = self.hands.append(Entry::Ended).await;
+        }
+        let how = Ended::Destination(end.clone());
+        self.hands.with(|world| world.job_ended(Side::Destination, how));
+    }
+}

@@ -1,0 +1,118 @@
+//! The guest: memory whose pages are single numbers, and a program that writes them.
+//!
+//! Its writes are made up for when somebody looks, not one event each: a guest that writes for a minute beside a link that
+//! is silent costs nothing. A content of 0 is the zero page. The devices' state is a counter that every write moves on.
+
+use std::time::Duration;
+
+use sterna_model::{Instant, PageHash, PageId};
+
+use crate::random::Random;
+
+/// Writes that are made up at most between two looks: more would only write over each other.
+const MAX_WRITES: u64 = 1024;
+
+/// A guest's memory and devices, and its dirty pages as the hypervisor's log has them.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// Each page's content.
+    pub memory: Vec<u64>,
+    /// The devices' state.
+    pub device: u64,
+    dirty: Vec<bool>,
+    fresh: u64,
+    written_until: Instant,
+    write_every: Duration,
+    working_set: u32,
+    random: Random,
+}
+
+impl Guest {
+    /// A guest with random contents, a share of them zero.
+    pub(crate) fn new(
+        pages: u32,
+        zero_percent: u64,
+        write_every: Duration,
+        working_set: u32,
+        seed: u64,
+    ) -> Self {
+        let mut random = Random::new(seed);
+        let memory: Vec<u64> = (1..=u64::from(pages))
+            .map(|fresh| if random.below(100) < zero_percent { 0 } else { fresh })
+            .collect();
+        Self {
+            dirty: vec![false; memory.len()],
+            fresh: u64::from(pages),
+            memory,
+            device: 1,
+            written_until: Instant::default(),
+            write_every,
+            working_set: working_set.clamp(1, pages),
+            random,
+        }
+    }
+
+    /// A guest's memory before anything has come.
+    pub(crate) fn empty(pages: u32) -> Self {
+        let mut guest = Self::new(pages, 100, Duration::MAX, 1, 0);
+        guest.device = 0;
+        guest
+    }
+
+    /// Lets it have run until now.
+    pub(crate) fn run_until(&mut self, now: Instant) {
+        let ran = now.since(self.written_until);
+        let every = self.write_every.as_nanos().max(1);
+        let writes = u64::try_from(ran.as_nanos() / every).unwrap_or(u64::MAX);
+        if writes == 0 {
+            return;
+        }
+        self.written_until = now;
+        for _ in 0..writes.min(MAX_WRITES) {
+            self.write();
+        }
+    }
+
+    /// Lets it have stood until now.
+    pub(crate) fn stand_until(&mut self, now: Instant) {
+        self.written_until = now;
+    }
+
+    /// The log of dirty pages is taken, and begins anew.
+    pub(crate) fn take_dirty(&mut self) -> Vec<PageId> {
+        let numbered = (0..).map(PageId).zip(self.dirty.iter_mut());
+        numbered.filter_map(|(page, dirty)| std::mem::take(dirty).then_some(page)).collect()
+    }
+
+    /// Pages in the log.
+    pub(crate) fn dirty_pages(&self) -> usize {
+        self.dirty.iter().filter(|dirty| **dirty).count()
+    }
+
+    /// A page's content.
+    pub(crate) fn read(&self, page: PageId) -> u64 {
+        self.memory.get(page.index()).copied().unwrap_or(0)
+    }
+
+    fn write(&mut self) {
+        let anywhere = self.random.chance(20);
+        let among = if anywhere { self.memory.len() as u64 } else { u64::from(self.working_set) };
+        let page = usize::try_from(self.random.below(among)).unwrap_or(0);
+        let before = self.memory[page];
+        self.fresh += 1;
+        // Zeroed, written anew with the same, or with something that was never anywhere.
+        self.memory[page] = match self.random.below(10) {
+            0 => 0,
+            1 => before,
+            _ => self.fresh,
+        };
+        self.dirty[page] = true;
+        self.device += 1;
+    }
+}
+
+/// The hash of a content: no two contents share one, and zero has its own.
+pub(crate) fn hash_of(content: u64) -> PageHash {
+    let mixed = u128::from(content).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+    PageHash::from_u128(mixed)
+}

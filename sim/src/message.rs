@@ -1,0 +1,109 @@
+//! What the two agents say to each other: the wire's messages, cut down to what the machines need.
+
+use sterna_model::{PageId, Root};
+
+/// A message, on whichever connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Get ready.
+    Prepare,
+    /// A QEMU waits for the guest.
+    Prepared,
+    /// The guest is not taken.
+    Refused,
+    /// The stream has begun.
+    StreamHead,
+    /// A frame of pages, on a data connection.
+    Pages(Vec<Sent>),
+    /// The devices' state.
+    Tail(u64),
+    /// Everything was sent.
+    Final(Final),
+    /// Everything is loaded.
+    Loaded(Root),
+    /// Take over.
+    Commit,
+    /// Drop what you have.
+    Abort(String),
+    /// It failed here.
+    Failed(String),
+    /// The guest runs here.
+    Running,
+    /// Our QEMU is dead.
+    Discarded,
+    /// Who owns the guest?
+    Inquire,
+    /// What a question is answered where neither of the two above fits.
+    Answer(State),
+    /// These are missing.
+    Missing(Vec<(PageId, u32)>),
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Pong,
+}
+
+/// A page as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// The page.
+    pub page: PageId,
+    /// How often it was sent, with this time.
+    pub version: u32,
+    /// Its content.
+    pub content: u64,
+    /// It was asked for: it travels whole, and nothing can be missing for it.
+    pub whole: bool,
+}
+
+/// The source's last word before the commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Final {
+    /// The root of what was sent.
+    pub root: Root,
+    /// Frames of each connection.
+    pub frames: Vec<u64>,
+    /// The guest ran when it was stopped.
+    pub guest_ran: bool,
+}
+
+/// What a journal answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It may be discarded still.
+    Prepared,
+    /// It is ours.
+    Entitled,
+    /// It runs here.
+    Running,
+    /// It is gone.
+    Discarded,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Message {
+    /// Its name, for the trace.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Prepared => "prepared",
+            Self::Refused => "refused",
+            Self::StreamHead => "stream-head",
+            Self::Pages(_) => "pages",
+            Self::Tail(_) => "tail",
+            Self::Final(_) => "final",
+            Self::Loaded(_) => "loaded",
+            Self::Commit => "commit",
+            Self::Abort(_) => "abort",
+            Self::Failed(_) => "failed",
+            Self::Running => "running",
+            Self::Discarded => "discarded",
+            Self::Inquire => "inquire",
+            Self::Answer(_) => "answer",
+            Self::Missing(_) => "missing",
+            Self::Ping => "ping",
+            Self::Pong => "pong",
+        }
+    }
+}

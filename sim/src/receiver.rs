@@ -1,0 +1,178 @@
+//! The destination's bulk side: receivers that write pages into the memory that QEMU shares, with a table of what is there.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use sterna_model::{PageHash, PageId, Root};
+
+use crate::faults::Side;
+use crate::guest::hash_of;
+use crate::message::{Final, Sent};
+use crate::network::Closing;
+use crate::oracle::Gauge;
+use crate::plant::Plant;
+use crate::qemu::RunState;
+use crate::world::{Inbound, World};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    /// Frames applied, by connection.
+    frames: Vec<u64>,
+    attached: Vec<bool>,
+    /// Frames that came before the memory was open: they wait in their sockets.
+    early: Vec<VecDeque<Vec<Sent>>>,
+    open: bool,
+    table: Vec<(u32, PageHash)>,
+    root: Root,
+    missing: BTreeMap<PageId, u32>,
+    asked: Vec<(PageId, u32)>,
+    /// The source's last word; a later one replaces it.
+    pub last: Option<Final>,
+    /// The devices' state.
+    pub tail: Option<u64>,
+    /// QEMU reads a stream, whose end is still to come.
+    pub loading: bool,
+    progress_told: bool,
+}
+
+impl Receiver {
+    /// Nothing has arrived yet.
+    pub(crate) fn new(pages: u32, connections: usize) -> Self {
+        Self {
+            frames: vec![0; connections],
+            attached: vec![false; connections],
+            early: vec![VecDeque::new(); connections],
+            open: false,
+            table: vec![(0, PageHash::ZERO); pages as usize],
+            root: Root::ZERO_MEMORY,
+            missing: BTreeMap::new(),
+            asked: Vec::new(),
+            last: None,
+            tail: None,
+            loading: false,
+            progress_told: false,
+        }
+    }
+
+    /// Takes a data connection, each once.
+    pub(crate) fn attach(&mut self, number: usize) -> bool {
+        self.attached.get_mut(number).is_some_and(|slot| !std::mem::replace(slot, true))
+    }
+
+    /// Pages to ask for since this was last called; that there was progress is heard.
+    pub(crate) fn take_asked(&mut self) -> Vec<(PageId, u32)> {
+        self.progress_told = false;
+        std::mem::take(&mut self.asked)
+    }
+
+    /// The source's root, once, when everything is applied and nothing is missing.
+    pub(crate) fn take_complete(&mut self) -> Option<Root> {
+        let last = self.last.as_ref().filter(|_| self.tail.is_some())?;
+        let complete = self.frames == last.frames && self.missing.is_empty() && self.loading;
+        let root = last.root;
+        complete.then(|| {
+            self.loading = false;
+            root
+        })
+    }
+
+    /// The root of what is here; none when no memory was ever opened.
+    pub(crate) fn root(&self) -> Option<Root> {
+        self.open.then_some(self.root)
+    }
+}
+
+impl World {
+    /// A frame of pages is there.
+    pub(crate) fn receive(&mut self, number: usize, pages: &[Sent]) {
+        let Some(receiver) = self.receiver.as_mut() else { return };
+        if !receiver.attached.get(number).copied().unwrap_or(false) {
+            return;
+        }
+        if !receiver.open {
+            return receiver.early[number].push_back(pages.to_vec());
+        }
+        for sent in pages {
+            if std::mem::take(&mut self.decode_fails) {
+                let why = "a page's hash is not what was announced".into();
+                return self.tell(Side::Destination, Inbound::StreamFailed(why));
+            }
+            self.receive_page(*sent);
+        }
+        let Some(receiver) = self.receiver.as_mut() else { return };
+        receiver.frames[number] += 1;
+        if !std::mem::replace(&mut receiver.progress_told, true) {
+            self.tell(Side::Destination, Inbound::Progress);
+        }
+    }
+
+    fn receive_page(&mut self, sent: Sent) {
+        let drops = self.errs(Plant::ReceiverDropsVersion) && self.random.chance(5);
+        let base_missing = self.base_missing && !sent.whole && sent.content != 0;
+        let Some(receiver) = self.receiver.as_mut() else { return };
+        let Some(entry) = receiver.table.get_mut(sent.page.index()) else { return };
+        if base_missing {
+            self.base_missing = false;
+            receiver.missing.insert(sent.page, sent.version);
+            receiver.asked.push((sent.page, sent.version));
+            let missing = receiver.missing.len();
+            self.note(|| format!("page {} lacks its base", sent.page.0));
+            return self.gauge(Gauge::Missing, missing);
+        }
+        if entry.0 >= sent.version {
+            return;
+        }
+        let hash = hash_of(sent.content);
+        receiver.root.replace(sent.page, entry.1, hash);
+        *entry = (sent.version, hash);
+        if receiver.missing.get(&sent.page).is_some_and(|version| *version < sent.version) {
+            receiver.missing.remove(&sent.page);
+        }
+        if drops {
+            return self.note(|| format!("PLANT page {} is not written", sent.page.0));
+        }
+        if let Some(qemu) = self.host(Side::Destination).qemu.as_mut() {
+            qemu.guest.memory[sent.page.index()] = sent.content;
+        }
+    }
+
+    /// The layout is known: what came early is applied.
+    pub(crate) fn open_memory(&mut self) -> Result<(), String> {
+        let Some(receiver) = self.receiver.as_mut() else {
+            return Err("the source sent its stream's head before it was prepared for".into());
+        };
+        if std::mem::replace(&mut receiver.open, true) {
+            return Err("the source sent its stream's head twice".into());
+        }
+        for number in 0..receiver.early.len() {
+            while let Some(pages) =
+                self.receiver.as_mut().and_then(|receiver| receiver.early[number].pop_front())
+            {
+                self.receive(number, &pages);
+            }
+        }
+        Ok(())
+    }
+
+    /// A data connection has come to its end.
+    pub(crate) fn receiver_closed(&mut self, number: usize, how: Closing) {
+        if how == Closing::Broken && self.receiver.is_some() {
+            let why = format!("data connection {number} is broken");
+            self.tell(Side::Destination, Inbound::StreamFailed(why));
+        }
+    }
+
+    /// The destination's QEMU has its stream to the end.
+    pub(crate) fn loaded(&mut self) {
+        let tail = self.receiver.as_ref().and_then(|receiver| receiver.tail);
+        let (Some(tail), true) = (tail, self.is_alive(Side::Destination)) else { return };
+        if std::mem::take(&mut self.load_fails) {
+            return self.qemu_dies(Side::Destination, "load of migration failed");
+        }
+        if let Some(qemu) = self.host(Side::Destination).qemu.as_mut() {
+            qemu.guest.device = tail;
+            qemu.run = RunState::Paused;
+        }
+        self.tell(Side::Destination, Inbound::QemuLoaded);
+    }
+}

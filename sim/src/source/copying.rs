@@ -1,0 +1,135 @@
+//! While the guest runs: the stream, the rounds, QEMU's pace.
+
+use std::rc::Rc;
+
+use sterna_migration::source::Fact;
+use sterna_migration::tracker::{Round, Tracker};
+
+use super::Drive;
+use crate::bulk::{Bulk, Order, RoundSum};
+use crate::message::Message;
+use crate::qemu::{Command, Status};
+
+impl Drive {
+    pub(super) async fn begin_stream(&mut self) {
+        self.hands.with(|world| {
+            if world.tracker.is_none() {
+                let tracker = Tracker::new(world.setting.pages, world.setting.connections);
+                world.tracker = Some(Rc::new(tracker));
+            }
+        });
+        self.streams += 1;
+        match self.hands.qemu(Command::Migrate).await {
+            Ok(_) => {
+                // QEMU counts its own: others may have begun one before.
+                self.streams = self.hands.with(|world| {
+                    let qemu = world.hosts[0].qemu.as_ref();
+                    qemu.map_or(0, |qemu| qemu.stream)
+                });
+            }
+            Err(error) => self.fact(Fact::QemuFailed(format!("migrate: {error:?}"))),
+        }
+    }
+
+    pub(super) async fn restart_stream(&mut self) {
+        self.again = Again { in_first_pass: true, rounds: 0 };
+        match self.resume_after_completion().await {
+            Ok(()) => self.begin_stream().await,
+            Err(error) => self.fact(Fact::QemuFailed(format!("{error:?}"))),
+        }
+    }
+
+    /// The stream has begun: the destination is told, the workers start. One that was begun anew changes nothing.
+    pub(super) async fn head(&mut self) {
+        if self.hands.with(|world| world.bulk.is_some()) || self.data.is_empty() {
+            return;
+        }
+        self.send(Message::StreamHead).await;
+        let connections = std::mem::take(&mut self.data);
+        self.hands.with(|world| {
+            let Some(tracker) = world.tracker.clone() else { return };
+            let (pages, number) = (world.setting.pages, world.hosts[0].lives);
+            world.bulk = Some(Bulk::new(number, tracker, pages, &connections));
+            world.begin_round(Order::Round(Round::First));
+        });
+    }
+
+    pub(super) fn begin_round(&self) {
+        self.hands.with(|world| world.begin_round(Order::Round(Round::Later)));
+    }
+
+    /// The first pass is over: QEMU would now look for dirty pages as often as it can.
+    pub(super) async fn first_pass_over(&mut self) {
+        let _ = self.hands.qemu(Command::Pace { slow: true }).await;
+        if !std::mem::take(&mut self.again.in_first_pass) {
+            return;
+        }
+        // A round that goes on may have passed what was reported meanwhile; so may not the next one.
+        self.again.rounds = 2;
+        if self.hands.with(|world| world.bulk.as_ref().is_some_and(Bulk::is_idle)) {
+            self.again.rounds = 1;
+            self.begin_round();
+        }
+    }
+
+    pub(super) async fn round_done(&mut self, round: RoundSum) {
+        let Some((waiting, wire_bytes)) = self
+            .hands
+            .with(|world| world.bulk.as_ref().map(|bulk| (bulk.waiting_pages(), bulk.wire_bytes)))
+        else {
+            return;
+        };
+        if self.phase() == "flushing" {
+            // The destination may have asked for pages that the round had passed by then.
+            if waiting == 0 {
+                return self.send_final(&round).await;
+            }
+            return self.hands.with(|world| world.begin_round(Order::Last));
+        }
+        let pages = self.hands.with(|world| world.setting.pages);
+        if self.again.withholds() {
+            let _ = self.gauge.round_ended(&round, waiting, wire_bytes, pages);
+            if self.again.begins_round() {
+                self.begin_round();
+            }
+            return;
+        }
+        // A paced QEMU knows of more than it has told.
+        let untold = self.hands.qemu(Command::Query).await.map_or(0, |answer| answer.remaining);
+        let facts = self.gauge.round_ended(&round, waiting + untold, wire_bytes, pages);
+        self.fact(Fact::RoundEnded(facts));
+    }
+
+    async fn resume_after_completion(&self) -> Result<(), crate::qemu::CommandError> {
+        self.end_migration().await?;
+        self.resume_guest().await
+    }
+
+    pub(super) async fn end_migration(&self) -> Result<(), crate::qemu::CommandError> {
+        if self.hands.qemu(Command::Query).await?.status == Status::Active {
+            self.hands.qemu(Command::Cancel).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A stream that was begun anew reports all memory once more. Until it has been gone through, a round's end tells nothing
+/// of what is left.
+#[derive(Debug, Default)]
+pub(super) struct Again {
+    /// QEMU's first pass is not over.
+    pub(super) in_first_pass: bool,
+    /// Rounds whose end is not told; the last of them is the one over all memory.
+    pub(super) rounds: u32,
+}
+
+impl Again {
+    const fn withholds(&self) -> bool {
+        self.in_first_pass || self.rounds > 0
+    }
+
+    const fn begins_round(&mut self) -> bool {
+        self.rounds = self.rounds.saturating_sub(1);
+        !self.in_first_pass
+    }
+}

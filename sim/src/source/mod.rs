@@ -1,0 +1,254 @@
+//! The source's agent: the drive loop around the real machine, as the agent's `outgoing/drive` performs it.
+//!
+//! One thing at a time: while an effect is performed, what happens waits in the inbox. Left out: the pre-flight's
+//! refusals (the destination refuses instead), progress, pacing by measured rates, the report's numbers.
+
+mod copying;
+mod ending;
+mod gauge;
+mod handover;
+mod messages;
+mod recovery;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use sterna_migration::journal::SourceRecord;
+use sterna_migration::policy::Precopy;
+use sterna_migration::source::{Effect, Fact, Limits, Source, Timer};
+use sterna_model::Instant;
+
+use crate::disk::{Entry, Owner, Record};
+use crate::faults::Side;
+use crate::hands::Hands;
+use crate::message::Message;
+use crate::network::ConnectionId;
+use crate::oracle::{Ended, Gauge as Bound};
+use crate::plant::Plant;
+use crate::world::{Inbound, StreamEvent};
+use copying::Again;
+use gauge::Gauge;
+
+/// The downtime that is asked for.
+const MAX_DOWNTIME: Duration = Duration::from_millis(300);
+/// With the guest stopped, the destination is pinged this often.
+const PING_EVERY: Duration = Duration::from_millis(200);
+
+/// The agent, from its start to its end.
+pub(crate) async fn agent(hands: Hands) {
+    hands.step("the agent starts").await;
+    let begun = hands.with(|world| std::mem::replace(&mut world.job_begun, true));
+    if begun {
+        recovery::recover(&hands).await;
+    } else {
+        hands.with(|world| world.oracles.progress.begun(Side::Source));
+        if !hands.with(|world| world.is_alive(Side::Source)) {
+            // A VM that does not run is not moved.
+            return hands.with(|world| world.job_ended(Side::Source, Ended::Forgotten));
+        }
+        let timeout = hands.with(|world| world.setting.timeout);
+        let limits = Limits { timeout, ..Limits::default() };
+        let mut drive = Drive::new(hands);
+        let mut effects = Vec::new();
+        let policy = Box::new(Precopy::new(MAX_DOWNTIME));
+        drive.machine = Some(Source::begin(policy, limits, &mut effects));
+        drive.effects.extend(effects);
+        drive.run().await;
+    }
+}
+
+pub(super) struct Drive {
+    hands: Hands,
+    machine: Option<Source>,
+    effects: VecDeque<Effect>,
+    timers: BTreeMap<Timer, Instant>,
+    journal_is_open: bool,
+    link: Option<ConnectionId>,
+    data: Vec<ConnectionId>,
+    gauge: Gauge,
+    streams: u32,
+    again: Again,
+    tail: Option<u64>,
+    flushed: bool,
+    pinged_at: Instant,
+    guest_ran: bool,
+    stop_sent: bool,
+    /// Something was done to QEMU.
+    qemu_prepared: bool,
+    /// The job was taken up again after a restart.
+    resumed: bool,
+    /// Nothing was offered before that restart.
+    unoffered: bool,
+    record: Record,
+}
+
+impl Drive {
+    fn new(hands: Hands) -> Self {
+        let pinged_at = hands.now();
+        Self {
+            machine: None,
+            effects: VecDeque::new(),
+            timers: BTreeMap::new(),
+            journal_is_open: false,
+            link: None,
+            data: Vec::new(),
+            gauge: Gauge::default(),
+            streams: 0,
+            again: Again::default(),
+            tail: None,
+            flushed: false,
+            pinged_at,
+            guest_ran: true,
+            stop_sent: false,
+            qemu_prepared: false,
+            resumed: false,
+            unoffered: false,
+            record: Record { owner: Owner::Here, process: true },
+            hands,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.perform().await;
+            if self.machine.as_ref().is_none_or(|machine| machine.outcome().is_some()) {
+                return;
+            }
+            let deadline = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
+            let ping =
+                self.timers.contains_key(&Timer::Silence).then(|| self.pinged_at.after(PING_EVERY));
+            let until = deadline.map(|(at, _)| at).into_iter().chain(ping).min();
+            match self.hands.hear(until).await {
+                Some(inbound) => self.inbound(inbound).await,
+                None => match deadline.filter(|(at, _)| *at <= self.hands.now()) {
+                    Some((_, timer)) => {
+                        self.timers.remove(&timer);
+                        self.fact(Fact::TimerFired(timer));
+                    }
+                    None => self.ping().await,
+                },
+            }
+        }
+    }
+
+    pub(super) fn fact(&mut self, fact: Fact) {
+        let Some(machine) = self.machine.take() else { return };
+        self.hands.with(|world| world.note(|| format!("Source in {}: {fact:?}", machine.phase())));
+        let mut effects = Vec::new();
+        let machine = machine.handle(fact, &mut effects);
+        self.machine = Some(machine);
+        self.effects.extend(effects);
+        let waiting = self.effects.len();
+        self.hands.with(|world| world.gauge(Bound::Effects, waiting));
+    }
+
+    fn phase(&self) -> &'static str {
+        self.machine.as_ref().map_or("ended", Source::phase)
+    }
+
+    async fn inbound(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Message(_, message) => self.message(message).await,
+            // As in the agent: whichever connection it was, an older one included.
+            Inbound::Closed(_) => {
+                self.link = None;
+                self.fact(Fact::PeerLost("the connection is closed".into()));
+            }
+            Inbound::Dialed(Some(link)) => {
+                self.link = Some(link);
+                self.inquire().await;
+            }
+            Inbound::Stream(stream, event) if stream == self.streams => self.stream(event).await,
+            Inbound::Round(round) => self.round_done(round).await,
+            Inbound::WorkerFailed(why) => self.fact(Fact::PeerLost(why)),
+            Inbound::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+            Inbound::Cancel => self.fact(Fact::CancelRequested),
+            // What an earlier stream or connection still says, or what only a destination hears.
+            _ => {}
+        }
+    }
+
+    async fn stream(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::Head => self.head().await,
+            StreamEvent::FirstPassOver => self.first_pass_over().await,
+            StreamEvent::Completed(device) => {
+                self.tail = Some(device);
+                self.fact(Fact::StreamCompleted);
+            }
+            StreamEvent::Broken => self.fact(Fact::QemuFailed("QEMU's stream broke".into())),
+        }
+    }
+
+    async fn perform(&mut self) {
+        while let Some(effect) = self.effects.pop_front() {
+            match effect {
+                Effect::Prepare => self.prepare().await,
+                Effect::Journal(record) => self.journal(record).await,
+                Effect::BeginCopy => self.begin_stream().await,
+                Effect::BeginRound => self.begin_round(),
+                Effect::RestartStream => self.restart_stream().await,
+                Effect::StopGuest => self.stop_guest().await,
+                Effect::Flush => self.flush().await,
+                Effect::Commit(offer) => self.commit(offer).await,
+                Effect::Abort(why) => self.send(Message::Abort(why)).await,
+                Effect::Inquire => self.inquire().await,
+                Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
+                Effect::DestroyGuest => self.destroy_guest().await,
+                Effect::SetTimer(Timer::Inquiry, _) if self.hands.errs(Plant::NeverAsksAgain) => {}
+                Effect::SetTimer(timer, after) => {
+                    self.timers.insert(timer, self.hands.now().after(after));
+                }
+                Effect::ClearTimer(timer) => drop(self.timers.remove(&timer)),
+                Effect::End(outcome) => self.end(&outcome).await,
+            }
+        }
+    }
+
+    async fn journal(&mut self, record: SourceRecord) {
+        if record == SourceRecord::Offered {
+            self.hands.with(|world| world.stand_is_theirs());
+        }
+        if record == SourceRecord::Offered && self.hands.errs(Plant::CommitBeforeOffered) {
+            self.fact(Fact::Journaled(record));
+            return self.perform_commit_early(record).await;
+        }
+        let written = self.write_down(record).await;
+        self.fact(match written {
+            Ok(()) => Fact::Journaled(record),
+            Err(why) => Fact::JournalFailed(why),
+        });
+    }
+
+    /// A journal begins with the first state that is to be durable; its subject stands for *copying*.
+    async fn write_down(&mut self, record: SourceRecord) -> Result<(), String> {
+        if !self.journal_is_open {
+            self.hands.with(|world| world.host(Side::Source).disk.begin_again())?;
+            self.hands.append(Entry::SourceOf).await?;
+            self.journal_is_open = true;
+            if record == SourceRecord::Copying {
+                return Ok(());
+            }
+        }
+        self.hands.append(Entry::Source(record)).await
+    }
+
+    /// The planted bug: the commit goes first.
+    async fn perform_commit_early(&mut self, record: SourceRecord) {
+        self.send(Message::Commit).await;
+        let _ = self.hands.append(Entry::Source(record)).await;
+    }
+
+    pub(super) async fn send(&self, message: Message) {
+        if let Some(link) = self.link {
+            self.hands.send(link, message).await;
+        }
+    }
+
+    async fn ping(&mut self) {
+        self.pinged_at = self.hands.now();
+        if let Some(link) = self.link {
+            self.hands.with(|world| world.send(link, Side::Source, Message::Ping));
+        }
+    }
+}
