@@ -130,6 +130,11 @@ impl Bulk {
         self.waiting_for == 0
     }
 
+    /// Whether the last round found nothing to send, and there still is nothing.
+    pub(crate) fn has_nothing(&self) -> bool {
+        self.is_idle() && self.round.pages == 0 && self.waiting_pages() == 0
+    }
+
     /// Pages that the destination lacks.
     pub(crate) fn waiting_pages(&self) -> u64 {
         u64::from(self.tracker.waiting())

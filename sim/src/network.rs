@@ -53,9 +53,16 @@ struct Connection {
 pub(crate) struct Network {
     connections: Vec<Connection>,
     silent_until: Instant,
+    /// Pages that are there: what a source sees acknowledged.
+    delivered_pages: u64,
 }
 
 impl World {
+    /// Pages that the other host's system has acknowledged.
+    pub(crate) const fn delivered_pages(&self) -> u64 {
+        self.network.delivered_pages
+    }
+
     /// Whether nothing gets through now, and until when.
     pub(crate) fn silent_until(&self) -> Option<Instant> {
         Some(self.network.silent_until).filter(|until| *until > self.now())
@@ -129,6 +136,7 @@ impl World {
         let Some(connection) = self.network.connections.get_mut(id) else { return };
         if let Message::Pages(pages) = &message {
             connection.pages_in_flight = connection.pages_in_flight.saturating_sub(pages.len());
+            self.network.delivered_pages += pages.len() as u64;
         }
         if !connection.open[to.index()] {
             return;

@@ -150,6 +150,12 @@ impl Job {
         }
     }
 
+    /// The word for how it ended, if it did.
+    #[must_use]
+    pub(crate) fn ended_in(&self) -> Option<String> {
+        self.status.borrow().ended.as_ref().map(|ended| ended.state.clone())
+    }
+
     /// How `jobs` lists it.
     #[must_use]
     pub(crate) fn view(&self) -> JobView {

@@ -207,7 +207,8 @@ fn not_accepted(agent: &Agent, peer: &HostName) -> Option<Refusal> {
     Some(Refusal::new("peer-not-allowed", reason, remedy))
 }
 
-/// Answers who owns a guest: by the job if it is still there, else by its journal.
+/// Answers who owns a guest: by the job if it is still there, else by how it ended in this life of the agent, else by its
+/// journal.
 async fn answer(agent: &Agent, peer: &HostName, inquire: &Inquire, link: &Link) {
     if let Some(handle) = agent.incoming(&inquire.job).filter(|handle| handle.peer == *peer) {
         return handle.ask(link.clone()).await;

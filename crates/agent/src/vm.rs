@@ -189,6 +189,11 @@ impl Vm {
         lock(&self.live).clone()
     }
 
+    /// Its QEMU answers again.
+    pub(crate) fn attach(&self, live: Live) {
+        *lock(&self.live) = Some(live);
+    }
+
     /// Changes its durable part in memory; gives the new one, to be stored.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Record {
         let mut record = lock(&self.record);
@@ -212,8 +217,8 @@ impl Vm {
     pub(crate) fn begin_job(&self, job: &JobId) -> Result<(), JobId> {
         let mut current = lock(&self.job);
         match &*current {
-            Some(other) => Err(other.clone()),
-            None => {
+            Some(other) if other != job => Err(other.clone()),
+            _ => {
                 *current = Some(job.clone());
                 Ok(())
             }

@@ -20,8 +20,9 @@ use crate::world::World;
 /// A guest that is to be given back runs within this.
 const RETURN_LIMIT: Duration = Duration::from_secs(1);
 
-/// A guest that is rolled back with nothing offered stands no longer: the machine's own limit, and some time to return.
-const STAND_LIMIT: Duration = Duration::from_secs(32);
+/// A guest that is rolled back with nothing offered stands no longer than the hand-over takes, a silence of a second, and
+/// some time to return.
+const STAND_LIMIT: Duration = Duration::from_secs(4);
 
 /// How far both hosts are.
 #[derive(Debug, Default)]

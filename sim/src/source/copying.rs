@@ -1,6 +1,7 @@
 //! While the guest runs: the stream, the rounds, QEMU's pace.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use sterna_migration::source::Fact;
 use sterna_migration::tracker::{Round, Tracker};
@@ -9,6 +10,9 @@ use super::Drive;
 use crate::bulk::{Bulk, Order, RoundSum};
 use crate::message::Message;
 use crate::qemu::{Command, Status};
+
+/// A round that waits begins within this.
+const TICK: Duration = Duration::from_millis(100);
 
 impl Drive {
     pub(super) async fn begin_stream(&mut self) {
@@ -56,6 +60,15 @@ impl Drive {
 
     pub(super) fn begin_round(&self) {
         self.hands.with(|world| world.begin_round(Order::Round(Round::Later)));
+    }
+
+    /// Begins the next round; after one over nothing, when there may be something to send.
+    pub(super) fn next_round(&mut self) {
+        if self.hands.with(|world| world.bulk.as_ref().is_some_and(Bulk::has_nothing)) {
+            self.round_waits_until = Some(self.hands.now().after(TICK));
+        } else {
+            self.begin_round();
+        }
     }
 
     /// The first pass is over: QEMU would now look for dirty pages as often as it can.

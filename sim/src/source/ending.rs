@@ -32,8 +32,7 @@ impl Drive {
         let mut returned = self.give_back().await;
         // A guest that stands must not stay so because its QEMU was busy for some seconds.
         for _ in 0..RETURN_ATTEMPTS {
-            // A restarted agent leaves that to its next start.
-            if self.unoffered || matches!(returned, Ok(()) | Err(CommandError::Closed)) {
+            if matches!(returned, Ok(()) | Err(CommandError::Closed)) {
                 break;
             }
             self.hands.sleep(RETURN_EVERY).await;

@@ -48,10 +48,7 @@ impl Drive {
     }
 
     pub(super) async fn message(&mut self, message: Message) {
-        if self.timers.contains_key(&Timer::Silence) {
-            let limit = Limits::default().stopped_silence;
-            self.timers.insert(Timer::Silence, self.hands.now().after(limit));
-        }
+        self.peer_lives();
         match message {
             Message::Prepared => self.prepared().await,
             Message::Refused => self.fact(Fact::PeerRefused(Vec::new())),
@@ -81,6 +78,13 @@ impl Drive {
                 let why = format!("the destination sent {} out of turn", other.name());
                 self.fact(Fact::PeerFailed(why));
             }
+        }
+    }
+
+    /// A sign of life: with the guest stopped, its silence begins anew.
+    pub(super) fn peer_lives(&mut self) {
+        if let Some(silence) = self.timers.get_mut(&Timer::Silence) {
+            *silence = self.hands.now().after(Limits::default().stopped_silence);
         }
     }
 

@@ -71,6 +71,9 @@ pub(super) struct Drive {
     tail: Option<u64>,
     flushed: bool,
     pinged_at: Instant,
+    /// The next round begins when there may be something to send.
+    round_waits_until: Option<Instant>,
+    delivered_pages: u64,
     guest_ran: bool,
     stop_sent: bool,
     /// Something was done to QEMU.
@@ -98,6 +101,8 @@ impl Drive {
             tail: None,
             flushed: false,
             pinged_at,
+            round_waits_until: None,
+            delivered_pages: 0,
             guest_ran: true,
             stop_sent: false,
             qemu_prepared: false,
@@ -117,7 +122,8 @@ impl Drive {
             let deadline = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
             let ping =
                 self.timers.contains_key(&Timer::Silence).then(|| self.pinged_at.after(PING_EVERY));
-            let until = deadline.map(|(at, _)| at).into_iter().chain(ping).min();
+            let others = [ping, self.round_waits_until].into_iter().flatten();
+            let until = deadline.map(|(at, _)| at).into_iter().chain(others).min();
             match self.hands.hear(until).await {
                 Some(inbound) => self.inbound(inbound).await,
                 None => match deadline.filter(|(at, _)| *at <= self.hands.now()) {
@@ -125,7 +131,11 @@ impl Drive {
                         self.timers.remove(&timer);
                         self.fact(Fact::TimerFired(timer));
                     }
-                    None => self.ping().await,
+                    None if ping.is_some_and(|at| at <= self.hands.now()) => self.ping().await,
+                    None => {
+                        self.round_waits_until = None;
+                        self.begin_round();
+                    }
                 },
             }
         }
@@ -186,7 +196,7 @@ impl Drive {
                 Effect::Prepare => self.prepare().await,
                 Effect::Journal(record) => self.journal(record).await,
                 Effect::BeginCopy => self.begin_stream().await,
-                Effect::BeginRound => self.begin_round(),
+                Effect::BeginRound => self.next_round(),
                 Effect::RestartStream => self.restart_stream().await,
                 Effect::StopGuest => self.stop_guest().await,
                 Effect::Flush => self.flush().await,
@@ -247,6 +257,11 @@ impl Drive {
 
     async fn ping(&mut self) {
         self.pinged_at = self.hands.now();
+        // An answer may queue behind pages; that they arrive is a sign of life as well.
+        let delivered = self.hands.with(|world| world.delivered_pages());
+        if std::mem::replace(&mut self.delivered_pages, delivered) < delivered {
+            self.peer_lives();
+        }
         if let Some(link) = self.link {
             self.hands.with(|world| world.send(link, Side::Source, Message::Ping));
         }

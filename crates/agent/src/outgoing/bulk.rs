@@ -39,6 +39,7 @@ pub(super) struct Bulk {
     shared: Arc<Shared>,
     workers: Vec<Connected>,
     round: RoundState,
+    delivered_bytes: u64,
 }
 
 struct Connected {
@@ -90,7 +91,7 @@ impl Bulk {
             workers.push(start_worker(number, count, link, frames, &shared, settings, reports)?);
         }
         let round = RoundState::new(0, count);
-        Ok(Self { shared, workers, round })
+        Ok(Self { shared, workers, round, delivered_bytes: 0 })
     }
 
     /// Lets the workers begin the next round; the first one follows QEMU's first pass.
@@ -141,6 +142,11 @@ impl Bulk {
     /// Whether no round is going on.
     pub(super) fn is_idle(&self) -> bool {
         self.round.waiting_for == 0
+    }
+
+    /// Whether the last round found nothing to send.
+    pub(super) fn sent_nothing(&self) -> bool {
+        self.is_idle() && self.round.sum.pages == 0
     }
 
     /// The current round's number.
@@ -209,6 +215,16 @@ impl Bulk {
         let of_each = self.workers.iter().map(|worker| worker.handle.unacknowledged_bytes());
         // A connection that cannot be asked is not waited for.
         of_each.map(|bytes| bytes.unwrap_or(0)).sum()
+    }
+
+    /// Whether the peer's system has acknowledged more since this was asked last. What TLS adds is not counted as
+    /// written but as waiting; that shifts the count a little and not its growth.
+    pub(super) fn has_delivered_more(&mut self) -> bool {
+        let waiting = self.unacknowledged_bytes() as u64;
+        let delivered = self.wire_bytes().saturating_sub(waiting);
+        let before = self.delivered_bytes;
+        self.delivered_bytes = before.max(delivered);
+        delivered > before
     }
 
     /// Breaks off: workers that wait for the link end at once.

@@ -12,7 +12,7 @@ use sterna_model::HostName;
 use sterna_wire::AnswerState;
 use sterna_wire::message::Inquire;
 
-use super::{append, is_arriving};
+use super::{Settled, append, is_arriving, is_silent};
 use crate::agent::Agent;
 use crate::jobs::Job;
 use crate::journal::{self, Entry, Journal, Side, Story};
@@ -41,7 +41,7 @@ pub(super) async fn settle(
     story: &Story,
     record: DestinationRecord,
     vm: Option<Arc<Vm>>,
-) {
+) -> Settled {
     let mut effects = Vec::new();
     let machine = match (record, &vm) {
         // Nothing was committed: what is here is discarded.
@@ -49,45 +49,34 @@ pub(super) async fn settle(
         (DestinationRecord::Entitled, Some(vm)) if !is_silent(vm) => {
             Destination::resume_entitled(&mut effects)
         }
-        (DestinationRecord::Entitled, vm) => {
-            let why = match vm {
-                Some(_) => "the guest is this host's, and its QEMU does not answer",
-                None => "the guest is this host's, and the registry does not know it any more",
-            };
-            return undecided(agent, job, vm.as_deref(), why);
+        (DestinationRecord::Entitled, Some(_)) => {
+            return Settled::NotYet(
+                "the guest is this host's, and its QEMU does not answer".to_owned(),
+            );
         }
-        (DestinationRecord::Running | DestinationRecord::Discarded, _) => return,
+        (DestinationRecord::Entitled, None) => {
+            let why = "the guest is this host's, and the registry does not know it any more";
+            tracing::error!(job = %job.id(), vm = %job.vm(), %why, "whose the guest is is not known");
+            job.end("unknown", Some(why.to_owned()), None);
+            return Settled::Yes;
+        }
+        (DestinationRecord::Running | DestinationRecord::Discarded, _) => return Settled::Yes,
     };
     // What was arriving here is this job's; another VM of the name is none of its business.
     let vm = vm.filter(|vm| record == DestinationRecord::Entitled || is_arriving(vm, story));
-    Left { agent, job, journal, story, vm }.run(machine, effects).await;
-}
-
-/// Its process is there, or may be, and its monitor does not answer.
-fn is_silent(vm: &Vm) -> bool {
-    vm.live().is_none() && vm.record().process.is_some()
-}
-
-/// Nothing is concluded, nor closed: the next start may know more.
-fn undecided(agent: &Agent, job: &Job, vm: Option<&Vm>, why: &str) {
-    tracing::error!(job = %job.id(), vm = %job.vm(), %why, "whose the guest is is not known");
-    if let Some(vm) = vm {
-        agent.change(vm, |record| record.lose_track(job.id(), why));
-    }
-    job.end("unknown", Some(why.to_owned()), None);
+    Left { agent, job, journal, story, vm }.run(machine, effects).await
 }
 
 impl Left<'_> {
-    async fn run(mut self, mut machine: Destination, effects: Vec<Effect>) {
+    async fn run(mut self, mut machine: Destination, effects: Vec<Effect>) -> Settled {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             let fact = match effect {
                 Effect::KillQemu => match self.kill().await {
                     Ok(()) => Fact::Killed,
-                    // Not dead, so not discarded: the next start tries again.
+                    // Not dead, so not discarded.
                     Err(why) => {
-                        let why = format!("an orphaned QEMU does not end: {why}");
-                        return self.job.end("unknown", Some(why), None);
+                        return Settled::NotYet(format!("an orphaned QEMU does not end: {why}"));
                     }
                 },
                 Effect::Journal(record) => match self.journal.append(&Entry::Destination(record)) {
@@ -96,6 +85,9 @@ impl Left<'_> {
                 },
                 Effect::Resume(entitlement) => match self.resume(&entitlement).await {
                     Ok(()) => Fact::Resumed,
+                    Err(why) if self.is_alive() => {
+                        return Settled::NotYet(format!("the guest cannot be resumed: {why}"));
+                    }
                     Err(why) => Fact::ResumeFailed(why),
                 },
                 Effect::End(end) => {
@@ -109,6 +101,13 @@ impl Left<'_> {
             machine = machine.handle(fact, &mut more);
             effects.extend(more);
         }
+        Settled::Yes
+    }
+
+    /// Its QEMU is there: a guest that is this host's can still be resumed.
+    fn is_alive(&self) -> bool {
+        let live = self.vm.as_ref().and_then(|vm| vm.live());
+        live.is_some_and(|live| live.process.has_exited().is_ok_and(|exited| !exited))
     }
 
     /// Kills the job's QEMU, as the registry knows it or only the journal, whether or not its monitor answers.
@@ -145,12 +144,7 @@ impl Left<'_> {
             End::Unknown(why) => ("unknown", why),
         };
         tracing::info!(job = %self.job.id(), vm = %self.job.vm(), state, "{why}");
-        // A QEMU that is there may be resumed at the next start: the guest is this host's.
-        let may_go_on = matches!(end, End::Unknown(_))
-            && self.vm.as_ref().is_some_and(|vm| vm.live().is_some());
-        if !may_go_on {
-            append(&mut self.journal, &Entry::Ended(why.clone()));
-        }
+        append(&mut self.journal, &Entry::Ended(why.clone()));
         self.job.end(state, Some(why.clone()), None);
     }
 }
@@ -178,7 +172,8 @@ async fn resume(live: &Live, guest_ran: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// What a journal answers to a peer that asks about its job. The job may be under way, so nothing is touched.
+/// What is answered to a peer that asks about a job that nobody here is at any more: how it ended in this life of the
+/// agent, which a full disk may have kept out of the journal, else what the journal says. Nothing is touched.
 #[must_use]
 pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire) -> AnswerState {
     let path = journal::path_of(&agent.config.state_dir, &inquire.job);
@@ -186,6 +181,13 @@ pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire)
     let subject = &story.subject;
     if (&subject.peer, subject.uuid, subject.epoch) != (peer, inquire.uuid, inquire.epoch) {
         return AnswerState::Unknown;
+    }
+    let remembered = agent.jobs.get(&inquire.job).and_then(|job| job.ended_in());
+    match remembered.as_deref() {
+        Some("running") => return AnswerState::Running,
+        Some("discarded") => return AnswerState::Discarded,
+        Some("unknown") => return AnswerState::Unknown,
+        _ => {}
     }
     match story.side {
         // It came to an end that is no owner's.

@@ -3,6 +3,7 @@
 //! and everything else goes on.
 
 mod destination;
+mod later;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,9 @@ pub(crate) async fn recover(agent: &Arc<Agent>, found: Vec<Found>) -> Result<(),
                 agent.registry.insert(Arc::clone(&vm));
                 agent.remember(&vm);
                 agent.watch(&vm);
+                if is_silent(&vm) {
+                    tokio::spawn(later::attach(Arc::clone(agent), vm));
+                }
             }
             Found::Damaged(name, why) => unreadable_record(agent, name, why),
         }
@@ -50,7 +54,11 @@ pub(crate) async fn recover(agent: &Arc<Agent>, found: Vec<Found>) -> Result<(),
             }
             Ok(Some(Opened::UnderWay(journal, story))) => {
                 told.insert(story.subject.job.clone());
-                under_way(agent, journal, story).await;
+                let (job, vm) = (known(agent, &story), vm_of(agent, &story));
+                if let Settled::NotYet(why) = under_way(agent, &job, journal, story).await {
+                    tracing::error!(job = %job.id(), vm = %job.vm(), %why, "the job cannot be brought to its end yet; it is tried again until it can");
+                    later::settle(agent, job, vm, path);
+                }
             }
             Ok(None) => {
                 tracing::info!(path = %path.display(), "a journal without a subject: nothing was begun")
@@ -81,6 +89,14 @@ enum Opened {
     Over(Story),
     /// The job is to be brought to its end.
     UnderWay(Journal, Story),
+}
+
+/// Whether a job was brought to its end, or to where its peer decides.
+enum Settled {
+    /// It was.
+    Yes,
+    /// Something stands in the way that may go by itself.
+    NotYet(String),
 }
 
 fn open(path: &Path) -> Result<Option<Opened>, journal::JournalError> {
@@ -138,8 +154,13 @@ async fn reattach(record: Record) -> Arc<Vm> {
         Err(error) => error.to_string(),
     };
     // It is there, or may be: nothing that would be wrong then is concluded, and its name stays taken.
-    tracing::error!(vm = %record.name, error = %silent, "a QEMU of before does not answer; restart the agent when it does");
+    tracing::error!(vm = %record.name, error = %silent, "a QEMU of before does not answer; it is asked again until it does");
     Vm::new(record, None)
+}
+
+/// Its process is there, or may be, and its monitor does not answer.
+fn is_silent(vm: &Vm) -> bool {
+    vm.live().is_none() && vm.record().process.is_some()
 }
 
 /// The job as clients see it, known from here on.
@@ -204,17 +225,17 @@ fn over(agent: &Agent, story: &Story) {
 }
 
 /// One unfinished job of before.
-async fn under_way(agent: &Arc<Agent>, journal: Journal, story: Story) {
-    let job = known(agent, &story);
+async fn under_way(agent: &Arc<Agent>, job: &Arc<Job>, journal: Journal, story: Story) -> Settled {
     if !story.side.is_final() && (story.report.is_some() || story.ended.is_some()) {
         // It was brought to an end that is no owner's (lost, unknown): that is for a person to settle.
-        return ended_otherwise(agent, &job, &story);
+        ended_otherwise(agent, job, &story);
+        return Settled::Yes;
     }
     let vm = vm_of(agent, &story);
     match story.side {
         Side::Source(record) => source::settle(agent, job, journal, &story, record, vm).await,
         Side::Destination(record) => {
-            destination::settle(agent, &job, journal, &story, record, vm).await;
+            destination::settle(agent, job, journal, &story, record, vm).await
         }
     }
 }

@@ -7,7 +7,7 @@ use sterna_migration::journal::SourceRecord;
 use sterna_migration::outcome::{Outcome, OutcomeName};
 use sterna_migration::source::{Effect, Fact, MayReturn, Source};
 
-use super::append;
+use super::{Settled, append, is_silent};
 use crate::agent::Agent;
 use crate::jobs::Job;
 use crate::journal::{Entry, Journal, Side, Story};
@@ -18,29 +18,35 @@ use crate::vm::Vm;
 /// Brings a job to where its journal says that it must go.
 pub(super) async fn settle(
     agent: &Arc<Agent>,
-    job: Arc<Job>,
+    job: &Arc<Job>,
     mut journal: Journal,
     story: &Story,
     record: SourceRecord,
     vm: Option<Arc<Vm>>,
-) {
+) -> Settled {
     match (record, vm) {
         (SourceRecord::Gone, vm) => {
             if let Some(vm) = vm {
                 finish_leaving(agent, &mut journal, story, &vm).await;
             }
-            remember(&job, record, story);
+            remember(job, record, story);
         }
-        (SourceRecord::Returned, _) => remember(&job, record, story),
+        (SourceRecord::Returned, _) => remember(job, record, story),
         (_, None) => {
             let why = "its VM is not known here any more; look at both hosts".to_owned();
             job.end("unknown", Some(why), None);
         }
-        (SourceRecord::Offered, Some(vm)) => offered(agent, job, journal, story, &vm),
+        (_, Some(vm)) if is_silent(&vm) => {
+            return Settled::NotYet("the guest's QEMU does not answer".to_owned());
+        }
+        (SourceRecord::Offered, Some(vm)) => {
+            offered(agent, Arc::clone(job), journal, story, &vm);
+        }
         (SourceRecord::Copying | SourceRecord::Stopping, Some(vm)) => {
-            unoffered(agent, &job, &mut journal, story, &vm).await;
+            return unoffered(agent, job, &mut journal, story, &vm).await;
         }
     }
+    Settled::Yes
 }
 
 /// How a job that is over is listed.
@@ -84,11 +90,13 @@ async fn finish_leaving(agent: &Agent, journal: &mut Journal, story: &Story, vm:
 }
 
 /// Nothing was offered: the guest is ours, and runs on.
-async fn unoffered(agent: &Agent, job: &Job, journal: &mut Journal, story: &Story, vm: &Vm) {
-    if vm.live().is_none() && vm.record().process.is_some() {
-        // It may answer the next time.
-        return job.end("unknown", Some("the guest's QEMU does not answer".into()), None);
-    }
+async fn unoffered(
+    agent: &Agent,
+    job: &Job,
+    journal: &mut Journal,
+    story: &Story,
+    vm: &Vm,
+) -> Settled {
     let mut first = Vec::new();
     let mut machine = Source::resume_unoffered(&mut first);
     let mut effects = std::collections::VecDeque::from(first);
@@ -99,6 +107,8 @@ async fn unoffered(agent: &Agent, job: &Job, journal: &mut Journal, story: &Stor
                 Ok(()) => Fact::Journaled(record),
                 Err(error) => Fact::JournalFailed(error.to_string()),
             },
+            // It was not offered, so it is ours; and its QEMU is there.
+            Effect::End(Outcome::Unknown(why)) => return Settled::NotYet(why),
             Effect::End(outcome) => {
                 ended(agent, job, journal, vm, &outcome);
                 continue;
@@ -110,6 +120,7 @@ async fn unoffered(agent: &Agent, job: &Job, journal: &mut Journal, story: &Stor
         machine = machine.handle(fact, &mut more);
         effects.extend(more);
     }
+    Settled::Yes
 }
 
 async fn return_guest(vm: &Vm, story: &Story, may_return: &MayReturn) -> Fact {
@@ -131,12 +142,7 @@ fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Out
     let (state, why) = match outcome {
         Outcome::Failed(why) => ("failed", why.clone()),
         Outcome::Lost(why) => ("lost", why.clone()),
-        // The next start tries again: the guest was not offered, so it is ours.
-        Outcome::Unknown(why) => {
-            tracing::error!(job = %job.id(), vm = %job.vm(), %why, "a guest is not resumed");
-            return job.end("unknown", Some(why.clone()), None);
-        }
-        Outcome::Done | Outcome::Refused(_) | Outcome::Cancelled => return,
+        _ => return,
     };
     tracing::info!(job = %job.id(), vm = %job.vm(), state, "{why}");
     if state == "lost" {
@@ -158,13 +164,8 @@ fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Out
 fn offered(agent: &Arc<Agent>, job: Arc<Job>, journal: Journal, story: &Story, vm: &Arc<Vm>) {
     let peer = &story.subject.peer;
     if vm.live().is_none() {
-        let process = vm.record().process;
-        let is = if process.is_some() { "does not answer" } else { "is gone" };
-        let why = format!("the guest was offered to {peer} and its QEMU here {is}; look there");
+        let why = format!("the guest was offered to {peer} and its QEMU here is gone; look there");
         agent.change(vm, |record| record.lose_track(&story.subject.job, &why));
-        if process.is_some() {
-            return job.end("unknown", Some(why), None);
-        }
     }
     outgoing::resume_offered(agent, job, journal, story, vm);
 }

@@ -56,6 +56,21 @@ async fn the_orphan_of_a_crash_in_the_destinations_start_is_removed() {
     assert_eq!(state_of_job(&agent), "discarded");
 }
 
+/// A full disk may keep *discarded* out of the journal: who asks must not wait for the next restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_job_ended_is_answered_though_the_journal_lacks_it() {
+    let hosts = Hosts::new();
+    let host = hosts.host("beta", "");
+    let agent = host.start().await;
+    host.write_journal(&[destination_of("alpha")]);
+    let peer = "alpha".parse().unwrap();
+    let job = agent.jobs.begin(job_1(), "web".parse().unwrap(), peer, Role::Destination);
+    assert_eq!(answer_to(&agent, "alpha"), AnswerState::Prepared, "it is under way");
+    job.end("discarded", Some("the disk is full".into()), None);
+    assert_eq!(answer_to(&agent, "alpha"), AnswerState::Discarded);
+    assert_eq!(answer_to(&agent, "gamma"), AnswerState::Unknown, "another's job");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_was_committed_is_never_discarded_for_lack_of_a_record() {
     let (hosts, qemu) = (Hosts::new(), Sleeper::start());
@@ -65,7 +80,7 @@ async fn a_guest_that_was_committed_is_never_discarded_for_lack_of_a_record() {
     let agent = host.start().await;
     assert!(qemu.runs());
     assert_eq!(host.story().side, Side::Destination(Entitled));
-    assert_eq!(answer_to(&agent, "alpha"), AnswerState::Entitled, "the source must wait");
+    assert_eq!(answer_to(&agent, "alpha"), AnswerState::Unknown, "never that it may go on there");
     assert_eq!(state_of_job(&agent), "unknown");
 }
 
@@ -141,6 +156,34 @@ async fn a_guest_that_was_not_offered_runs_on() {
         assert_eq!(state_of_job(&agent), "failed");
         let record = vm(&agent, "web").record();
         assert_eq!((record.owner, record.leaving), (Owner::Here, None));
+    }
+}
+
+/// A guest must not stand until the next restart because its QEMU was busy at this one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_qemu_does_not_answer_is_resumed_when_it_does() {
+    for (name, left, is) in [
+        ("alpha", Entry::Source(Stopping), "failed"),
+        ("beta", Entry::Destination(Entitled), "running"),
+    ] {
+        let (hosts, qemu) = (Hosts::new(), Sleeper::start());
+        let host = hosts.host(name, "");
+        let (record, subject) = match left {
+            Entry::Source(_) => (leaving(&host, &qemu), source_of()),
+            _ => (arriving(&host, &qemu), destination_of("alpha")),
+        };
+        host.store(&record);
+        host.write_journal(&[subject, left]);
+        let agent = host.start().await;
+        assert_eq!(state_of_job(&agent), "recovering");
+        assert_eq!(vm(&agent, "web").job(), Some(job_1()), "nobody else may move it");
+        let monitor = Monitor::listen(&record.agent_qmp, "paused");
+        let mut ended = agent.jobs.get(&job_1()).unwrap().watch();
+        let over = ended.wait_for(|status| status.ended.is_some());
+        drop(tokio::time::timeout(Duration::from_secs(20), over).await.unwrap().unwrap());
+        assert!(monitor.was_told("cont"));
+        assert_eq!(state_of_job(&agent), is);
+        assert_eq!(vm(&agent, "web").record().owner, Owner::Here);
     }
 }
 

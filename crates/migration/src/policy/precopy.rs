@@ -35,13 +35,14 @@ impl Precopy {
         Self { max_downtime, best_rest: None, fruitless_rounds: 0 }
     }
 
-    fn shrank(&mut self, rest: Duration) -> bool {
+    fn shrank(&mut self, rest: Duration, pages: u64) -> bool {
         let limit = self.best_rest.map(|best| best.as_micros() * u128::from(SHRINKS_PERCENT) / 100);
         let shrank = limit.is_none_or(|limit| rest.as_micros() < limit);
         if shrank {
             self.best_rest = Some(rest);
             self.fruitless_rounds = 0;
-        } else {
+        } else if pages > 0 {
+            // A round over nothing is over at once, and tells nothing of what the link can do.
             self.fruitless_rounds += 1;
         }
         shrank
@@ -56,7 +57,7 @@ impl Policy for Precopy {
     fn round_ended(&mut self, facts: &RoundFacts) -> Decision {
         let rest = facts.link_rate.time_for(facts.rest_bytes);
         let downtime = rest.saturating_add(facts.round_trip * 2);
-        let shrank = self.shrank(rest);
+        let shrank = self.shrank(rest, facts.pages);
         let fits = downtime <= self.max_downtime;
         // A rest this small costs nothing: whatever the downtime will be, another round does not make it shorter.
         if rest <= NEGLIGIBLE || (fits && !shrank) {
@@ -135,6 +136,18 @@ mod tests {
         let (rounds, decision) = run(core::iter::repeat(100_000));
         assert!(matches!(decision, Decision::GiveUp(_)), "{decision:?}");
         assert_eq!(rounds, 1 + PATIENCE_ROUNDS);
+    }
+
+    /// A paced QEMU knows of more than it has told: there is nothing to send yet, and that is no failure.
+    #[test]
+    fn rounds_over_nothing_are_not_fruitless() {
+        let mut policy = Precopy::new(Duration::from_millis(300));
+        for number in 1..100 {
+            let empty = RoundFacts { pages: 0, ..facts(number, 50_000) };
+            assert_eq!(policy.round_ended(&empty), Decision::NextRound);
+        }
+        let last = RoundFacts { pages: 0, ..facts(MAX_ROUNDS, 50_000) };
+        assert!(matches!(policy.round_ended(&last), Decision::GiveUp(_)), "they are bounded");
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub enum Timer {
     Job,
     /// The stopped guest waits for its last pages to be drained, sent and loaded.
     Stop,
-    /// The stopped guest waits for the peer to say that it loaded.
+    /// The guest stands, and nothing was heard of the peer.
     Silence,
     /// Time to ask the peer again.
     Inquiry,

@@ -23,7 +23,8 @@ use crate::policy::Policy;
 pub struct Limits {
     /// The whole job's time-out; none when zero.
     pub timeout: Duration,
-    /// With the guest stopped and nothing offered, so much silence of the peer rolls back.
+    /// With the guest stopped and nothing offered, so much silence of the peer rolls back. Whoever drives the machine moves
+    /// [`Timer::Silence`] by this much at each sign of life.
     pub stopped_silence: Duration,
     /// The stopped guest must be drained, sent and loaded within this, or it is resumed.
     pub stop: Duration,

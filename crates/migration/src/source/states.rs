@@ -224,6 +224,7 @@ impl Stopping {
             (StopProgress::Asked, Fact::GuestStopped) => {
                 // Not before: rounds that a completion of QEMU's own brings back have their time-out still.
                 effects.push(Effect::ClearTimer(Timer::Job));
+                effects.push(Effect::SetTimer(Timer::Silence, self.limits.stopped_silence));
                 self.progress = StopProgress::Stopped;
                 Source::Stopping(self)
             }
@@ -252,12 +253,7 @@ impl Flushing {
 
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match fact {
-            Fact::Flushed(root) => {
-                if !self.is_bereft() {
-                    effects.push(Effect::SetTimer(Timer::Silence, self.limits.stopped_silence));
-                }
-                self.ours = Some(root);
-            }
+            Fact::Flushed(root) => self.ours = Some(root),
             Fact::PeerLoaded(root) => self.theirs = Some(root),
             // Everything was handed over, so the destination's copy will be whole; to go on cannot make two running
             // copies, since what is dead never runs again. Nothing hurries any more: there is no guest to resume.
@@ -315,12 +311,12 @@ impl Offering {
                 let Self { limits, bereft, .. } = self;
                 Source::Offered(Offered { limits, bereft, closing: false })
             }
-            // The record may be on disk all the same: a restart would find *offered* and ask. Asking is always safe,
-            // and without a commit the destination can only discard.
-            Fact::JournalFailed(why) => {
-                effects.push(Effect::Abort(why));
-                Offered::asking(self.limits, self.bereft, effects)
-            }
+            // No commit was sent, nor will one be: the destination can only discard, and the guest goes on here at once.
+            // The record may be on disk all the same: a restart would ask, which is safe.
+            Fact::JournalFailed(why) => match self.bereft {
+                Some(died) => lose(format!("{died}; {why}"), effects),
+                None => give_back(Outcome::Failed(why), effects),
+            },
             // A cancel is refused from here on; whatever else happens is for the next state to hear of.
             Fact::PeerLost(_) | Fact::PeerFailed(_) | Fact::PeerDiscarded => {
                 Offered::asking(self.limits, self.bereft, effects)

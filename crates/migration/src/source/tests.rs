@@ -139,6 +139,33 @@ fn the_commit_is_not_sent_before_offered_is_durable() {
     assert!(!story.returned(), "too late to cancel");
 }
 
+/// Without a durable offer there is no commit, so there is nothing to wait for.
+#[test]
+fn an_offer_that_cannot_be_journalled_brings_the_guest_back_at_once() {
+    let mut story = Story::flushing().then(Fact::Flushed(root(1)));
+    story.journal_works = false;
+    let story = story.then(Fact::PeerLoaded(root(1)));
+    let story = story.then(Fact::JournalFailed("disk full".to_string()));
+    assert!(story.returned() && !story.committed());
+    assert!(story.did(|effect| matches!(effect, Effect::Abort(_))), "the destination discards");
+    let mut story = Story::flushing().then(Fact::Flushed(root(1))).then(died());
+    story.journal_works = false;
+    let story = story.then(Fact::PeerLoaded(root(1)));
+    let story = story.then(Fact::JournalFailed("disk full".to_string()));
+    assert!(!story.returned() && !story.committed());
+    assert_eq!(story.outcome().guest_is(), GuestIs::Lost);
+}
+
+#[test]
+fn silence_counts_from_the_stop() {
+    let watches = |effect: &Effect| matches!(effect, Effect::SetTimer(Timer::Silence, _));
+    let asked = Story::copying().then(Fact::RoundEnded(facts(0)));
+    assert!(!asked.did(watches), "the guest runs");
+    let stopped = asked.then(Fact::GuestStopped);
+    assert!(stopped.did(watches), "long before the last page is sent");
+    assert!(stopped.then(Fact::TimerFired(Timer::Silence)).returned());
+}
+
 #[test]
 fn different_roots_bring_the_guest_back() {
     let story = Story::flushing().then(Fact::Flushed(root(1))).then(Fact::PeerLoaded(root(2)));

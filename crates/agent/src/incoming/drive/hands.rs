@@ -90,11 +90,9 @@ impl Drive {
     pub(super) async fn kill(&mut self) {
         self.streams.close();
         if let Some(waiting) = self.waiting.take() {
-            if let Err(error) = waiting.live.kill().await {
-                // It must be known dead before anyone says so: the guest stays paused at the source until then.
+            // It must be known dead before anyone says so: the guest stays paused at the source until then.
+            while let Err(error) = waiting.live.kill().await {
                 tracing::error!(job = %self.prepare.job, %error, "the QEMU to be discarded does not end");
-                self.waiting = Some(waiting);
-                return;
             }
             self.agent.put_back(&waiting.vm);
         }

@@ -98,6 +98,17 @@ impl Drive {
         self.fact(Fact::RoundEnded(facts));
     }
 
+    /// Begins the next round. A paced QEMU knows of more than it has told, so there may be nothing to send yet: after a round
+    /// over nothing the next one waits for the next tick, instead of being over at once as well.
+    pub(super) fn begin_round(&mut self) {
+        let Some(bulk) = &mut self.bulk else { return };
+        if bulk.sent_nothing() && bulk.waiting_pages() == 0 {
+            self.round_waits = true;
+        } else {
+            bulk.begin_round();
+        }
+    }
+
     /// A paced QEMU knows of more dirty pages than it has told. Near the end it is let go, and tells; where that would be
     /// dangerous, what it says remains is added to what is to be sent.
     async fn recount(&mut self, facts: &mut RoundFacts) {

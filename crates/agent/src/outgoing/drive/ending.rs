@@ -53,14 +53,19 @@ impl Drive {
                 let before = RunStateBefore { guest_ran, stop_sent: true };
                 qemu::give_back(&live.qmp, before, may_return).await
             }
-            // Nothing was done to it.
-            (None, _) => Ok(()),
+            // Nothing was done to it; that it is still there has to be seen all the same.
+            (None, Some(live)) => match live.process.has_exited() {
+                Ok(true) => Err(QmpError::Closed { cause: "its process has ended".into() }),
+                Ok(false) | Err(_) => Ok(()),
+            },
+            (None, None) => Err(QmpError::Closed { cause: "it had ended before".into() }),
         }
     }
 
     /// A monitor that closes is that of a QEMU that dies, most likely: the guest is then lost, not unknown.
     async fn not_returned(&self, error: &QmpError) -> Fact {
-        if let (true, Some(live)) = (error.is_closed(), &self.wanted.live)
+        let Some(live) = &self.wanted.live else { return Fact::QemuDied(error.to_string()) };
+        if error.is_closed()
             && let Ok(Ok(exit)) = tokio::time::timeout(DEATH_TAKES, live.process.exited()).await
         {
             let log = self.wanted.vm.record().log;

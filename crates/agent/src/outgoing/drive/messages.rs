@@ -24,10 +24,7 @@ impl Drive {
     }
 
     async fn message(&mut self, message: Message) {
-        if self.timers.contains_key(&Timer::Silence) {
-            let limit = Limits::default().stopped_silence;
-            self.timers.insert(Timer::Silence, tokio::time::Instant::now() + limit);
-        }
+        self.peer_lives();
         match message {
             Message::Prepared(prepared) => self.prepared(prepared).await,
             Message::Refused(refused) => self.fact(Fact::PeerRefused(refused.refusals)),
@@ -59,6 +56,13 @@ impl Drive {
                 "the destination sent {} out of turn",
                 other.name()
             ))),
+        }
+    }
+
+    /// A sign of life: with the guest stopped, its silence begins anew.
+    pub(super) fn peer_lives(&mut self) {
+        if let Some(silence) = self.timers.get_mut(&Timer::Silence) {
+            *silence = tokio::time::Instant::now() + Limits::default().stopped_silence;
         }
     }
 

@@ -132,6 +132,8 @@ struct Drive {
     counters: Arc<Counters>,
     idle: IdleShare,
     pace: Pace,
+    /// The next round begins when there may be something to send.
+    round_waits: bool,
     /// Everything was handed to the connections at least once.
     flushed: bool,
     pinged_at: Instant,
@@ -176,6 +178,7 @@ impl Drive {
             counters: Arc::default(),
             idle: IdleShare::default(),
             pace: Pace::default(),
+            round_waits: false,
             flushed: false,
             pinged_at: Instant::now(),
             guest_ran: true,
@@ -278,11 +281,7 @@ impl Drive {
                 Effect::Prepare => self.prepare().await,
                 Effect::Journal(record) => self.journal(record),
                 Effect::BeginCopy => self.begin_stream().await,
-                Effect::BeginRound => {
-                    if let Some(bulk) = &mut self.bulk {
-                        bulk.begin_round();
-                    }
-                }
+                Effect::BeginRound => self.begin_round(),
                 Effect::RestartStream => self.restart_stream().await,
                 Effect::StopGuest => self.stop_guest().await,
                 Effect::Flush => self.flush().await,
@@ -319,6 +318,15 @@ impl Drive {
         let every = if stopped { PING_EVERY } else { Duration::from_secs(1) };
         if self.pinged_at.elapsed() >= every {
             self.ping().await;
+        }
+        // An answer may queue behind pages on a slow link; that they arrive is a sign of life as well.
+        if self.bulk.as_mut().is_some_and(Bulk::has_delivered_more) {
+            self.peer_lives();
+        }
+        if std::mem::take(&mut self.round_waits)
+            && let Some(bulk) = &mut self.bulk
+        {
+            bulk.begin_round();
         }
         self.pace().await;
         let progress = self.gauge.progress(&self.job, self.phase(), self.bulk.as_ref());
