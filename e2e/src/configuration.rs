@@ -8,6 +8,9 @@ use crate::world::{Side, World};
 /// The agent's control socket, in the host's folder.
 pub(crate) const SOCKET: &str = "sterna.sock";
 
+/// The state directory, in the host's folder.
+pub(crate) const STATE: &str = "state";
+
 /// Whether a host takes VMs from the other one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Peer {
@@ -28,6 +31,16 @@ pub enum Authority {
     Foreign,
 }
 
+/// Where a host's state directory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StateDisk {
+    /// Beside the rest.
+    #[default]
+    Common,
+    /// On a small disk of its own (tmpfs), which a test can fill.
+    Small,
+}
+
 /// What a host's configuration says beyond names and addresses.
 #[derive(Clone, Debug, Default)]
 pub struct HostSetup {
@@ -39,6 +52,8 @@ pub struct HostSetup {
     pub paths: Vec<(PathBuf, PathBuf)>,
     /// Lines below `[limits]`.
     pub limits: Vec<String>,
+    /// See [`StateDisk`].
+    pub state_disk: StateDisk,
 }
 
 impl HostSetup {
@@ -81,7 +96,7 @@ roots = [{roots}]
 {limits}
 "#,
             control = quoted(&folder.join(SOCKET)),
-            state = quoted(&folder.join("state")),
+            state = quoted(&folder.join(STATE)),
             paths = paths.join("\n"),
             roots = roots.join(", "),
             limits = self.limits.join("\n"),

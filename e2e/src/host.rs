@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::artifacts::sterna;
-use crate::command::{Output, Running, wait_for};
-use crate::configuration::{Authority, HostSetup, SOCKET};
+use crate::command::{Output, Running, tool, wait_for};
+use crate::configuration::{Authority, HostSetup, SOCKET, STATE, StateDisk};
 use crate::world::{Side, World};
 use crate::{Error, Result};
 
@@ -19,6 +19,8 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 /// A move over a shaped wire.
 pub const MOVE_LIMIT: Duration = Duration::from_secs(180);
+/// Enough for the journals of some hundred jobs.
+const SMALL_DISK_BYTES: u64 = 8 << 20;
 /// Lines of an agent's log that a failed test shows.
 const TAIL_LINES: usize = 40;
 
@@ -47,6 +49,9 @@ impl Host {
         let pki = host.issue_certificate(world, setup.authority)?;
         let text = setup.configuration(world, side, &pki);
         fs::write(host.configuration_file(), text).map_err(Error::io("writing sterna.toml"))?;
+        if setup.state_disk == StateDisk::Small {
+            mount_small_disk(&host.state_dir())?;
+        }
         host.restart()?;
         Ok(host)
     }
@@ -61,6 +66,12 @@ impl Host {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where the agent keeps its journals and its VM registry.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join(STATE)
     }
 
     /// The agent's process while it runs.
@@ -207,6 +218,13 @@ impl Drop for Host {
             eprintln!("--- the agent of {} said at last:\n{}", self.side.name(), self.log_tail());
         }
     }
+}
+
+/// The world's folder goes with all that is mounted below it.
+fn mount_small_disk(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io("making the state directory"))?;
+    let options = format!("size={SMALL_DISK_BYTES},mode=0755");
+    tool("mount", ["-t", "tmpfs", "-o", &options, "small", &folder.to_string_lossy()]).map(drop)
 }
 
 /// The words with `-o json` among the options: what follows `--` is not for Sterna.

@@ -3,7 +3,8 @@
 //! The library is the harness, for the tests in `tests/` and for the benchmark. From the bottom up:
 //! [`command`] runs programs, [`World`] is the networks with a [`Link`] between the hosts, [`Guest`] an
 //! argument vector for QEMU, [`Host`] an agent in a namespace, [`GuestLog`] what a guest says about
-//! itself, [`Prober`] what a client sees, [`Vm`] a guest that is moved, and [`story`] puts them together.
+//! itself, [`Prober`] what a client sees, [`Vm`] a guest that is moved, [`story`] puts them together, and a [`Blow`] strikes
+//! in a [`Phase`] of a move.
 //! It knows of Sterna only what a user knows: the command line, the configuration, the report.
 //!
 //! Needs root, QEMU and iproute2. Two worlds run at a time on a machine, in whatever process.
@@ -13,6 +14,7 @@ pub mod command;
 mod configuration;
 mod emulated;
 mod error;
+mod fault;
 mod guest;
 mod host;
 mod log;
@@ -26,9 +28,10 @@ mod world;
 pub use artifacts::{
     Accelerator, QEMU, applications, cache, kernel_and_initrd, qemu10, repository, sterna,
 };
-pub use configuration::{Authority, HostSetup, Peer};
+pub use configuration::{Authority, HostSetup, Peer, StateDisk};
 pub use emulated::{EmulatedLink, Link};
 pub use error::{Error, Result, expect_that};
+pub use fault::{Blow, Journals, Phase, Wound};
 pub use guest::{Application, Guest};
 pub use host::{Host, MOVE_LIMIT, with_json};
 pub use log::{GuestLog, Mark, Tick};

@@ -65,9 +65,19 @@ impl Drop for Residue {
         if std::env::var_os("STERNA_KEEP").is_some() {
             eprintln!("kept: {}", self.folder.display());
         } else {
-            let _ = fs::remove_dir_all(&self.folder);
+            remove_folder(&self.folder);
         }
     }
+}
+
+/// Removes a folder with all that is mounted below it. What stays is removed by the next run.
+fn remove_folder(folder: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1).map(Path::new));
+    for mount in below.filter(|mount| mount.starts_with(folder)) {
+        let _ = tool("umount", ["--lazy", &mount.to_string_lossy()]);
+    }
+    let _ = fs::remove_dir_all(folder);
 }
 
 /// All processes in a namespace.
@@ -110,7 +120,7 @@ fn remove_leftovers() -> Result<()> {
         } else {
             remove_namespaces(&name)?;
             // Kept on purpose (STERNA_KEEP) or left by a kill: in both cases its time is over.
-            let _ = fs::remove_dir_all(entry.path());
+            remove_folder(&entry.path());
         }
     }
     for name in namespaces()? {

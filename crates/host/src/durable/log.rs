@@ -13,17 +13,26 @@
 //! was on the disk has changed: an error that names the place, since a state that was acknowledged may be lost. The offset
 //! in the checksums keeps a record's image inside another one's content from counting as a record. What cannot be told apart from
 //! a torn tail is damage to the very last record.
+//!
+//! Room is set aside on the disk before the first record, so that a disk that fills up meanwhile does not keep out what
+//! a job has still to say, where the file system can do that (not where it copies on write).
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
 use super::crc32::crc32;
 use super::{DurableError, replace_file, sync_folder_of};
 
 /// Bytes in a record, at most.
 pub const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// Bytes that are set aside for a log: enough for all states of a job.
+pub const RESERVED_BYTES: u64 = 16 << 10;
 
 /// Bytes in a log, at most. Make it short again ([`DurableLog::rewrite`]) long before.
 pub const MAX_LOG_BYTES: u64 = 64 << 20;
@@ -59,7 +68,11 @@ impl DurableLog {
         let failed = |act| move |error| DurableError::io(act, path, error);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = file.map_err(failed("create"))?;
-        file.write_all_at(MAGIC, 0).map_err(failed("write"))?;
+        if let Err(error) = reserve(&file).and_then(|()| file.write_all_at(MAGIC, 0)) {
+            // Nothing was written in it: without it the next attempt can begin anew.
+            let _ = std::fs::remove_file(path);
+            return Err(failed("write")(error));
+        }
         file.sync_all().map_err(failed("sync"))?;
         sync_folder_of(path)?;
         Ok(Self { path: path.into(), file, end: MAGIC.len() as u64, poisoned: false })
@@ -100,6 +113,8 @@ impl DurableLog {
         } else if recovered.torn_bytes > 0 {
             log.file.set_len(end).map_err(failed("cut the torn tail of"))?;
         }
+        // What a cut of the tail gave back is taken again; a log that is there can be used without.
+        let _ = reserve(&log.file);
         log.file.sync_all().map_err(failed("sync"))?;
         sync_folder_of(path)?;
         Ok((log, recovered))
@@ -169,6 +184,15 @@ impl DurableLog {
         record.extend(crc32(&[&offset.to_le_bytes(), content]).to_le_bytes());
         record.extend_from_slice(content);
         Ok(record)
+    }
+}
+
+/// Sets room aside, leaving the length as it is.
+fn reserve(file: &File) -> std::io::Result<()> {
+    match fallocate(file, FallocateFlags::KEEP_SIZE, 0, RESERVED_BYTES) {
+        // This file system cannot; the log works all the same.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

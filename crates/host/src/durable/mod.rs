@@ -7,7 +7,7 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-pub use log::{DurableLog, MAX_LOG_BYTES, MAX_RECORD_BYTES, Recovered};
+pub use log::{DurableLog, MAX_LOG_BYTES, MAX_RECORD_BYTES, RESERVED_BYTES, Recovered};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

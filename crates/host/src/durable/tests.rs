@@ -238,6 +238,26 @@ fn a_log_is_made_once_only() {
     assert_eq!(found.records, [b"first".to_vec(), b"second".to_vec()]);
 }
 
+/// A disk that is full later must not keep out what a job has still to say. (That it does not is seen on a full disk by the
+/// end-to-end tests.)
+#[test]
+fn room_is_set_aside_before_the_first_record() {
+    let place = Place::new();
+    let room = || {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(place.log()).unwrap().blocks() * 512
+    };
+    let mut log = DurableLog::create(&place.log()).unwrap();
+    assert!(room() >= RESERVED_BYTES, "{}", room());
+    log.append(b"first").unwrap();
+    assert_eq!(fs::metadata(place.log()).unwrap().len(), log.length_bytes(), "as long as before");
+    drop(log);
+    fs::OpenOptions::new().append(true).open(place.log()).unwrap().set_len(30).unwrap();
+    let (log, found) = DurableLog::open(&place.log()).unwrap();
+    assert!(found.torn_bytes == 5 && room() >= RESERVED_BYTES, "{found:?} {}", room());
+    drop(log);
+}
+
 #[test]
 fn reading_a_log_changes_nothing() {
     let place = Place::new();
