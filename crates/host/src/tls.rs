@@ -20,6 +20,7 @@ mod data;
 mod error;
 mod frames;
 mod identity;
+mod retransmission;
 #[cfg(test)]
 mod tests;
 

@@ -56,6 +56,8 @@ struct RoundState {
     waiting_for: usize,
     sum: RoundDone,
     frames: Vec<u64>,
+    /// What was under way when it began.
+    unacknowledged_bytes: u64,
 }
 
 /// A round that all workers are through with.
@@ -65,6 +67,8 @@ pub(super) struct RoundSum {
     pub number: u32,
     /// How long it took.
     pub duration: Duration,
+    /// What the link carried meanwhile: not what only went into buffers.
+    pub carried_bytes: u64,
     /// All workers' parts.
     pub sum: RoundDone,
     /// Frames of each connection so far.
@@ -113,7 +117,9 @@ impl Bulk {
     }
 
     fn order(&mut self, number: u32, order: Order) {
-        self.round = RoundState::new(number, self.workers.len());
+        let unacknowledged_bytes = self.unacknowledged_bytes() as u64;
+        self.round =
+            RoundState { unacknowledged_bytes, ..RoundState::new(number, self.workers.len()) };
         for worker in &self.workers {
             // A worker that is gone has reported why.
             let _ = worker.orders.send(order);
@@ -131,12 +137,19 @@ impl Bulk {
             *frames = done.frames;
         }
         round.waiting_for = round.waiting_for.saturating_sub(1);
-        (round.waiting_for == 0).then(|| RoundSum {
+        (round.waiting_for == 0).then(|| self.round_sum())
+    }
+
+    fn round_sum(&self) -> RoundSum {
+        let (round, waiting) = (&self.round, self.unacknowledged_bytes() as u64);
+        let written = round.unacknowledged_bytes + round.sum.wire_bytes;
+        RoundSum {
             number: round.number,
             duration: round.begun.elapsed(),
+            carried_bytes: written.saturating_sub(waiting),
             sum: round.sum,
             frames: round.frames.clone(),
-        })
+        }
     }
 
     /// Whether no round is going on.
@@ -250,7 +263,14 @@ impl Drop for Bulk {
 impl RoundState {
     fn new(number: u32, workers: usize) -> Self {
         let sum = RoundDone { root: Root::ZERO_MEMORY, ..RoundDone::default() };
-        Self { number, begun: Instant::now(), waiting_for: workers, sum, frames: vec![0; workers] }
+        Self {
+            number,
+            begun: Instant::now(),
+            waiting_for: workers,
+            sum,
+            frames: vec![0; workers],
+            unacknowledged_bytes: 0,
+        }
     }
 }
 

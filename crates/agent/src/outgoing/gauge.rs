@@ -112,7 +112,11 @@ impl Gauge {
     pub(super) fn round_ended(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
         let wire_bytes = ByteCount(round.sum.wire_bytes);
         self.held_back += round.sum.held_back;
-        if wire_bytes >= MIN_RATE_SAMPLE || self.link_rate.is_none() {
+        let carried = ByteCount(round.carried_bytes);
+        if carried >= MIN_RATE_SAMPLE {
+            self.link_rate = Some(Rate::of(carried, round.duration));
+        } else if self.link_rate.is_none() {
+            // Too little to tell; at least the link took it.
             self.link_rate = Some(Rate::of(wire_bytes, round.duration));
         }
         // Zero pages cost nothing, and do not become dirty again as such.

@@ -14,13 +14,15 @@ use super::certificate::{Validity, peer_name};
 use super::data::DataStream;
 use super::error::TlsError;
 use super::identity::{TlsIdentity, server_name};
+use super::retransmission::{Notices, limit_waits};
 
 /// How a connection is made and watched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkOptions {
     /// From the first packet to the end of the handshake, at most.
     pub handshake_limit: Duration,
-    /// A peer that the network has not heard of for so long is gone: unacknowledged data, or unanswered keep-alives.
+    /// A cut of the link that is no longer than this is ridden out; a peer that the network has not heard of for so long
+    /// (twice so long before Linux 6.15) is gone: unacknowledged data, or unanswered keep-alives.
     pub silence_limit: Duration,
 }
 
@@ -189,7 +191,12 @@ fn set_options(socket: &TcpStream, options: LinkOptions) -> Result<(), TlsError>
 
 fn set_silence_limit(socket: &TcpStream, limit: Duration) -> Result<(), rustix::io::Errno> {
     let silence = limit.clamp(Duration::from_secs(4), Duration::from_hours(24));
-    let limit_ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+    // A cut that is shorter than the limit must be ridden out, and it has to be noticed that it is over.
+    let given_up = match limit_waits(socket) {
+        Notices::Soon => silence,
+        Notices::Late => silence * 2,
+    };
+    let limit_ms = u32::try_from(given_up.as_millis()).unwrap_or(u32::MAX);
     sockopt::set_tcp_keepidle(socket, silence / 4)?;
     sockopt::set_tcp_keepintvl(socket, silence / 4)?;
     sockopt::set_tcp_user_timeout(socket, limit_ms)
@@ -204,11 +211,13 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         set_options(&socket, LinkOptions::default()).unwrap();
-        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 90_000);
+        let times = if limit_waits(&socket) == Notices::Soon { 1 } else { 2 };
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 90_000 * times);
         set_silence_limit(&socket, Duration::from_secs(20)).unwrap();
-        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 20_000);
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 20_000 * times);
         assert_eq!(sockopt::tcp_keepidle(&socket).unwrap(), Duration::from_secs(5));
         set_silence_limit(&socket, Duration::ZERO).unwrap();
-        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 4_000, "none would be no limit");
+        let least = sockopt::tcp_user_timeout(&socket).unwrap();
+        assert_eq!(least, 4_000 * times, "none would be no limit");
     }
 }

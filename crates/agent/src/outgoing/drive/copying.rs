@@ -1,10 +1,8 @@
-//! While the guest runs: the stream, the rounds, QEMU's pace.
+//! While the guest runs: the stream and the rounds.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use sterna_host::qmp::Accelerator;
 use sterna_migration::policy::{Decision, Policy, Precopy, RoundFacts};
 use sterna_migration::source::Fact;
 use sterna_model::{PAGE_BYTES, Rate};
@@ -12,10 +10,8 @@ use sterna_page_codec::{Effort, Level};
 use sterna_wire::message as wire;
 use sterna_wire::{Blob, Message};
 
-use super::{
-    CALM_BYTES_PER_SECOND, Drive, Event, FIRST_PACE_BYTES_PER_SECOND, LOOKS_PER_TICK,
-    MAX_PACE_BYTES_PER_SECOND, MIN_PACE_BYTES_PER_SECOND, NEAR_THE_END, PACE_DEADLINE,
-};
+use super::pacing::Pace;
+use super::{Drive, Event, HEARD_LATELY};
 use crate::outgoing::bulk::{Bulk, Reports, RoundSum, Settings};
 use crate::outgoing::memory::SourceMemory;
 use crate::outgoing::preflight;
@@ -92,9 +88,14 @@ impl Drive {
             return bulk.begin_last();
         }
         let mut facts = self.gauge.round_ended(&round, bulk);
-        if self.pace.bytes_per_second.is_some() {
-            self.recount(&mut facts).await;
+        if self.heard_at.elapsed() > HEARD_LATELY {
+            // The link is cut, most likely. Stopped now, the guest would only stand until that is noticed; so it runs, and
+            // what it writes is sent, until the destination is heard again or its connection is given up.
+            self.gauge.decided(&facts, &Decision::NextRound);
+            self.round_waits = true;
+            return;
         }
+        self.look_closer(&mut facts).await;
         self.fact(Fact::RoundEnded(facts));
     }
 
@@ -109,52 +110,9 @@ impl Drive {
         }
     }
 
-    /// A paced QEMU knows of more dirty pages than it has told. Near the end it is let go, and tells; where that would be
-    /// dangerous, what it says remains is added to what is to be sent.
-    async fn recount(&mut self, facts: &mut RoundFacts) {
-        let near = facts.link_rate.time_for(facts.rest_bytes) <= NEAR_THE_END;
-        if near && self.may_unleash() {
-            // The fewer looks there are between here and the stop, the better: see `may_unleash`.
-            if !self.pace.unleashed {
-                self.wait_for_the_link().await;
-            }
-            self.unleash().await;
-        }
-        let untold = match &self.qemu {
-            Some(qemu) if !self.pace.unleashed => {
-                qemu.progress().await.map_or(0, |now| now.remaining_bytes)
-            }
-            _ => 0,
-        };
-        if let Some(bulk) = &self.bulk {
-            self.gauge.recount(facts, bulk, untold / PAGE_BYTES as u64);
-        }
-    }
-
-    /// Whether QEMU may look for dirty pages as often as it can while the guest runs. Under TCG each look can miss a write
-    /// that is under way (QEMU's own race, seen without any code of ours: a stale page in 4 of 5 runs of 7,000 looks
-    /// beside a guest that dirties 20 MB/s, in 0 of 6 runs of less than ten looks). So a busy guest under TCG is stopped
-    /// with QEMU still paced, and stands up to 100 ms longer.
-    pub(super) fn may_unleash(&self) -> bool {
-        let tcg =
-            self.subject.as_ref().is_some_and(|subject| subject.accelerator == Accelerator::Tcg);
-        !tcg || self.gauge.dirty_rate.bytes_per_second < CALM_BYTES_PER_SECOND
-    }
-
-    /// Lets QEMU go as fast as it can from here on. It notices at the end of its window; until then the guest runs.
-    pub(super) async fn unleash(&mut self) {
-        let Some(qemu) = &self.qemu else { return };
-        match qemu.pace(None).await {
-            Ok(()) => self.counters.wait_for_idle(PACE_DEADLINE).await,
-            Err(error) => tracing::warn!(job = %self.job.id(), %error, "QEMU could not be let go"),
-        }
-        self.pace.bytes_per_second = None;
-        self.pace.unleashed = true;
-    }
-
     /// The first pass is over: QEMU would now look for dirty pages some ten thousand times a second.
     pub(super) async fn first_pass_over(&mut self) {
-        self.set_pace(FIRST_PACE_BYTES_PER_SECOND).await;
+        self.begin_to_pace().await;
         if !std::mem::take(&mut self.again.in_first_pass) {
             return;
         }
@@ -163,14 +121,6 @@ impl Drive {
         if let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_idle()) {
             self.again.rounds = 1;
             bulk.begin_round();
-        }
-    }
-
-    async fn set_pace(&mut self, bytes_per_second: u64) {
-        let Some(qemu) = &self.qemu else { return };
-        match qemu.pace(Some(bytes_per_second)).await {
-            Ok(()) => self.pace.bytes_per_second = Some(bytes_per_second),
-            Err(error) => tracing::debug!(%error, "QEMU could not be paced"),
         }
     }
 
@@ -240,44 +190,6 @@ impl Drive {
         }
     }
 
-    /// Lets QEMU write a little more than the guest dirties, so that it looks a few times a second and no more.
-    pub(super) async fn pace(&mut self) {
-        let over = self.bulk.as_ref().is_some_and(|bulk| bulk.tracker().first_pass_over());
-        if !over || self.phase() != "copying" {
-            return;
-        }
-        let pages = self.counters.pages.load(Ordering::Relaxed);
-        let elapsed = self.pace.seen_at.elapsed();
-        let dirty = (pages - self.pace.seen_pages) * PAGE_BYTES as u64;
-        let first = self.pace.seen_pages == 0;
-        (self.pace.seen_pages, self.pace.seen_at) = (pages, Instant::now());
-        if first {
-            return;
-        }
-        let rate = Rate::of(sterna_model::ByteCount(dirty), elapsed);
-        self.gauge.dirty_rate = rate;
-        if self.pace.unleashed {
-            return;
-        }
-        let Some(qemu) = &self.qemu else { return };
-        let Ok(progress) = qemu.progress().await else { return };
-        let looks = progress.syncs.saturating_sub(self.pace.seen_syncs);
-        self.pace.seen_syncs = progress.syncs;
-        // A stream that was begun anew is not paced yet.
-        let unpaced = self.pace.bytes_per_second.is_none();
-        let now = self.pace.bytes_per_second.unwrap_or(MIN_PACE_BYTES_PER_SECOND);
-        let wanted = if looks > LOOKS_PER_TICK {
-            (now * LOOKS_PER_TICK / looks).max(now / 8)
-        } else {
-            // A pass over what is dirty takes about two ticks.
-            progress.remaining_bytes.saturating_mul(5).max(now)
-        };
-        let wanted = wanted.clamp(MIN_PACE_BYTES_PER_SECOND, MAX_PACE_BYTES_PER_SECOND);
-        if unpaced || wanted.abs_diff(now) > now / 4 {
-            self.set_pace(wanted).await;
-        }
-    }
-
     pub(super) fn missing(&mut self, missing: &wire::Missing) {
         self.gauge.requested += missing.pages.len() as u64;
         let Some(bulk) = &mut self.bulk else { return };
@@ -331,28 +243,5 @@ impl Again {
     const fn begins_round(&mut self) -> bool {
         self.rounds = self.rounds.saturating_sub(1);
         !self.in_first_pass
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Pace {
-    pub(super) bytes_per_second: Option<u64>,
-    /// Near the end it is not held back any more.
-    pub(super) unleashed: bool,
-    /// Dirty syncs when that was last looked at.
-    seen_syncs: u64,
-    seen_pages: u64,
-    seen_at: Instant,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            bytes_per_second: None,
-            unleashed: false,
-            seen_syncs: 0,
-            seen_pages: 0,
-            seen_at: Instant::now(),
-        }
     }
 }

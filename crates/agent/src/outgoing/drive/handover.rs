@@ -22,12 +22,7 @@ const STOP_TAKES: Duration = Duration::from_millis(8);
 impl Drive {
     /// Stops the guest, and lets QEMU make its last pass.
     pub(super) async fn stop_guest(&mut self) {
-        if !self.pace.unleashed {
-            self.wait_for_the_link().await;
-            if self.may_unleash() {
-                self.unleash().await;
-            }
-        }
+        self.clear_the_way().await;
         if self.pace.bytes_per_second.is_some() {
             self.wait_for_the_end_of_a_window().await;
         }

@@ -24,6 +24,7 @@ impl Drive {
     }
 
     async fn message(&mut self, message: Message) {
+        self.heard_at = Instant::now();
         self.peer_lives();
         match message {
             Message::Prepared(prepared) => self.prepared(prepared).await,

@@ -5,6 +5,7 @@ mod ending;
 mod handover;
 mod inbox;
 mod messages;
+mod pacing;
 mod prepare;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,31 +33,22 @@ use crate::jobs::Job;
 use crate::journal::{Entry, JobJournal, Journal};
 use crate::link::{Inbound, Link};
 use crate::vm::{describe_exit, quote_log};
-use copying::{Again, Decided, Pace, Watched};
+use copying::{Again, Decided, Watched};
 use inbox::{Event, Heard, Inbox, Queues, queues};
+use pacing::Pace;
 
 pub(super) use prepare::prepare_message;
 
 /// Pacing, progress and memory are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
-/// The least that QEMU may write per second: it then syncs a few times a second even if nothing is dirty.
-const MIN_PACE_BYTES_PER_SECOND: u64 = 20_000;
-/// Where pacing begins.
-const FIRST_PACE_BYTES_PER_SECOND: u64 = 128 << 10;
-/// Dirty syncs in a tick that are enough.
-const LOOKS_PER_TICK: u64 = 2;
-/// A guest that dirties less is calm.
-const CALM_BYTES_PER_SECOND: u64 = 2 << 20;
-/// As much as no guest dirties for long.
-const MAX_PACE_BYTES_PER_SECOND: u64 = 16 << 30;
-/// A rest that takes no longer is near the end: QEMU is let go, so that what it knows is told.
-const NEAR_THE_END: Duration = Duration::from_millis(300);
 /// With `--verify full` the guest may stand so long.
 const VERIFIED_STOP: Duration = Duration::from_secs(600);
-/// QEMU notices a new pace at the end of its 100 ms window; after this it has.
-const PACE_DEADLINE: Duration = Duration::from_millis(150);
 /// With less than this share of the processors idle, whatever waits may be waiting for one.
 const SHORT_OF_PROCESSORS: f64 = 0.1;
+/// The destination is pinged this often while the guest runs.
+const PING_CALMLY_EVERY: Duration = Duration::from_secs(1);
+/// A destination that was not heard for so long is not stopped for.
+const HEARD_LATELY: Duration = Duration::from_secs(4);
 /// With the guest stopped, the destination is pinged this often: its silence is noticed within a second.
 const PING_EVERY: Duration = Duration::from_millis(200);
 
@@ -137,6 +129,8 @@ struct Drive {
     /// Everything was handed to the connections at least once.
     flushed: bool,
     pinged_at: Instant,
+    /// When the destination was heard last.
+    heard_at: Instant,
     /// The guest ran when the job began.
     guest_ran: bool,
     /// The job was taken up again after a restart.
@@ -181,6 +175,7 @@ impl Drive {
             round_waits: false,
             flushed: false,
             pinged_at: Instant::now(),
+            heard_at: Instant::now(),
             guest_ran: true,
             resumed: false,
         }
@@ -315,7 +310,7 @@ impl Drive {
         self.agent.anonymous.sample();
         self.look_at_processors();
         let stopped = self.timers.contains_key(&Timer::Silence);
-        let every = if stopped { PING_EVERY } else { Duration::from_secs(1) };
+        let every = if stopped { PING_EVERY } else { PING_CALMLY_EVERY };
         if self.pinged_at.elapsed() >= every {
             self.ping().await;
         }
