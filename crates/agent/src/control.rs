@@ -145,6 +145,10 @@ async fn once(agent: &Arc<Agent>, request: Request) -> Result<Response, ApiError
         }
         Request::Cancel { job } => cancel(&*job_of(agent, &job)?),
         Request::Report { job } => report(&*job_of(agent, &job)?),
+        Request::Resolve { job, guest_is } => {
+            let resolved = crate::resolve::resolve(agent, &job, guest_is).await;
+            resolved.map(|view| Response::Resolve(Box::new(view)))
+        }
         Request::Watch { job } => {
             Err(ApiError::usage(format!("the job {job} cannot be watched here")))
         }

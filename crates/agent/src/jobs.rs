@@ -34,6 +34,8 @@ pub(crate) struct Job {
     status: watch::Sender<Status>,
     cancelled: AtomicBool,
     cancel: Notify,
+    given_up: AtomicBool,
+    give_up: Notify,
 }
 
 /// Where a job is.
@@ -79,6 +81,8 @@ impl Job {
             status,
             cancelled: AtomicBool::new(false),
             cancel,
+            given_up: AtomicBool::new(false),
+            give_up: Notify::new(),
         })
     }
 
@@ -154,6 +158,19 @@ impl Job {
     #[must_use]
     pub(crate) fn ended_in(&self) -> Option<String> {
         self.status.borrow().ended.as_ref().map(|ended| ended.state.clone())
+    }
+
+    /// A person settles what it waits for: its drive loop is to leave everything as it is.
+    pub(crate) fn request_give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.give_up.notify_one();
+    }
+
+    /// Waits until it is to be left as it is.
+    pub(crate) async fn give_up_requested(&self) {
+        while !self.given_up.load(Ordering::Acquire) {
+            self.give_up.notified().await;
+        }
     }
 
     /// How `jobs` lists it.

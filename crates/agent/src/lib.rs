@@ -5,6 +5,7 @@
 //! clients --unix socket--> control --> machines (VMs)      registry (whose a VM is)
 //!                                 \--> outgoing (a move that leaves)  --\
 //! peers --TCP, TLS--> visitors ------> incoming (a move that arrives) ----> jobs, journals
+//! what nobody but a person can know: resolve
 //! at the start: recovery (what the journals say must be done)
 //! ```
 
@@ -23,6 +24,7 @@ mod place;
 mod random;
 mod recovery;
 mod registry;
+mod resolve;
 #[cfg(test)]
 mod testing;
 mod visitors;

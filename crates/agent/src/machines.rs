@@ -223,7 +223,7 @@ fn find_program(program: &str, directory: &Path) -> Result<PathBuf, ApiError> {
     })
 }
 
-async fn uuid_of(qmp: &Qmp) -> Result<Uuid, ApiError> {
+pub(crate) async fn uuid_of(qmp: &Qmp) -> Result<Uuid, ApiError> {
     let uuid = qmp.query_uuid().await.map_err(|error| ApiError::failed(error.to_string()))?;
     if uuid.0 != [0; 16] {
         return Ok(uuid);
@@ -232,7 +232,7 @@ async fn uuid_of(qmp: &Qmp) -> Result<Uuid, ApiError> {
 }
 
 /// The process that listens on a unix socket.
-fn peer_of(socket: &Path) -> Result<i32, ApiError> {
+pub(crate) fn peer_of(socket: &Path) -> Result<i32, ApiError> {
     let failed = |error: std::io::Error| {
         ApiError::failed(format!("cannot connect to {}: {error}", socket.display()))
     };

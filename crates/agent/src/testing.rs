@@ -250,6 +250,7 @@ impl Monitor {
                 return json!({"running": *status == "running", "singlestep": false, "status": *status});
             }
             "query-qmp-schema" => return json!([]),
+            "query-uuid" => return json!({"UUID": UUID.to_string()}),
             _ => {}
         }
         json!({})

@@ -245,6 +245,11 @@ impl Vm {
             (owner, live, _) => state_of(owner, live.as_ref()).await,
         };
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let unknown_because = (state == VmState::Unknown).then(|| why_unknown(&record));
+        let resolve = (state == VmState::Unknown).then(|| match &record.owner {
+            Owner::Unknown { job: Some(job), .. } => job.to_string(),
+            _ => record.job_under_way().map_or(record.name.to_string(), ToString::to_string),
+        });
         VmView {
             name: record.name,
             uuid: record.uuid.to_string(),
@@ -257,7 +262,23 @@ impl Vm {
                 Owner::MovedTo { host, .. } => Some(host.to_string()),
                 _ => None,
             },
+            unknown_because,
+            resolve,
         }
+    }
+}
+
+/// Why the state of a VM is unknown.
+fn why_unknown(record: &Record) -> String {
+    match (&record.owner, record.process) {
+        (Owner::Unknown { why, .. }, _) if !why.is_empty() => why.clone(),
+        (Owner::Unknown { .. }, _) => "an earlier build left it so, and did not say why".to_owned(),
+        (_, Some(process)) => format!(
+            "its QEMU, pid {}, does not answer at {}",
+            process.pid,
+            record.agent_qmp.display()
+        ),
+        (_, None) => "its QEMU does not answer".to_owned(),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod protocol;
 mod report;
+mod resolve;
 
 pub use protocol::{
     ApiError, CheckView, Compress, JobView, MigrateOptions, MigrateRequest, Plan, Progress, Range,
@@ -13,3 +14,4 @@ pub use report::{
     DiskReport, DowntimeParts, MemoryReport, PageCounts, PhaseTimes, Report, RoundReport,
     VerifyReport, WireBytes,
 };
+pub use resolve::{Choice, Decision, JournalView, PeerAnswer, QemuView, ResolveView, StateView};

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use sterna_model::{JobId, Rate, Refusal, VmName};
 
-use crate::Report;
+use crate::{Decision, Report, ResolveView};
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,6 +77,13 @@ pub enum Request {
     Report {
         /// The job.
         job: JobId,
+    },
+    /// Tell all that is known of a VM whose owner is not, or settle whose it is. Answered by `Resolve`.
+    Resolve {
+        /// The job, or the name of a VM that is unknown without one.
+        job: JobId,
+        /// What a person has found out; nothing is changed without it.
+        guest_is: Option<Decision>,
     },
 }
 
@@ -184,6 +191,8 @@ pub enum Response {
     Check(CheckView),
     /// All jobs that the agent remembers, oldest first.
     Jobs(Vec<JobView>),
+    /// All that is known of a VM whose owner is not, or was not until now.
+    Resolve(Box<ResolveView>),
     /// A sentence.
     Text(String),
     /// It did not work.
@@ -249,6 +258,12 @@ pub struct VmView {
     /// The host that it was moved to, when it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_to: Option<String>,
+    /// Why its state is unknown, when it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_because: Option<String>,
+    /// What `sterna resolve` is to be given when its state is unknown: the job, or the VM's name where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolve: Option<String>,
 }
 
 /// A VM's state.

@@ -55,6 +55,7 @@ fn print(response: Response, console: &mut Console) -> Result<u8, Failure> {
         Response::Report(report) => console.value(&*report, || render::report(&report)),
         Response::Plan(plan) => return Ok(print_plan(&plan, console)),
         Response::Check(check) => return Ok(print_check(&check, console)),
+        Response::Resolve(view) => console.value(&*view, || render::resolve(&view)),
         Response::Text(message) => {
             print_message(&message, console);
         }
@@ -82,6 +83,7 @@ fn may_be_done(request: &Request, error: &ClientError) -> bool {
         | Request::VmAdopt { .. }
         | Request::VmStop { .. }
         | Request::Migrate(_)
+        | Request::Resolve { guest_is: Some(_), .. }
         | Request::Cancel { .. } => true,
         Request::VmList
         | Request::VmShow { .. }
@@ -89,6 +91,7 @@ fn may_be_done(request: &Request, error: &ClientError) -> bool {
         | Request::Check { .. }
         | Request::Jobs
         | Request::Watch { .. }
+        | Request::Resolve { guest_is: None, .. }
         | Request::Report { .. } => false,
     };
     changes && !matches!(error, ClientError::NotReached { .. })

@@ -108,6 +108,9 @@ impl Invocation {
             Word::Jobs => ask(Request::Jobs),
             Word::Cancel { job } => ask(Request::Cancel { job }),
             Word::Report { job } => ask(Request::Report { job }),
+            Word::Resolve { job, guest_is } => {
+                ask(Request::Resolve { job, guest_is: guest_is.map(Into::into) })
+            }
             Word::Watch { job } => Task::Job { socket, errand: Errand::Watch(job) },
             Word::Migrate(typed) => {
                 let errand = Errand::Migrate((*typed).into());

@@ -15,8 +15,9 @@ pub(crate) use story::{Side, Story};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sterna_api::Report;
-use sterna_host::durable::DurableLog;
+use sterna_api::{Decision, Report};
+use sterna_host::clock;
+use sterna_host::durable::{DurableLog, sync_folder_of};
 use sterna_migration::journal::{DestinationRecord, SourceRecord, Subject};
 use sterna_model::JobId;
 
@@ -47,6 +48,16 @@ pub(crate) enum Entry {
     Ended(String),
     /// The source's report.
     Report(Box<Report>),
+    /// A person has decided where the guest is; what follows from it comes after.
+    Resolved(Decision),
+}
+
+/// An entry with the time at which it was written, beside it: earlier builds wrote none, and pass over it.
+#[derive(Serialize)]
+struct Timed<'a> {
+    #[serde(flatten)]
+    entry: &'a Entry,
+    at: String,
 }
 
 impl Entry {
@@ -125,6 +136,34 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Puts a new journal in the place of one that is lost or damaged, all of its entries at once: none of them says by
+    /// itself what the first ones seem to say. A damaged file is kept beside it, as `JOB.journal.damaged`.
+    ///
+    /// # Errors
+    /// When the disk does not take it; the old file is then as it was.
+    pub(crate) fn replace(state_dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
+        let folder = folder_of(state_dir);
+        let failed = |error: String| JournalError::Write { path: folder.clone(), error };
+        let job = entries.first().and_then(Entry::job);
+        let job = job.ok_or_else(|| failed("expected a job's subject first".to_owned()))?;
+        std::fs::create_dir_all(&folder).map_err(|error| failed(error.to_string()))?;
+        let path = path_of(state_dir, job);
+        let draft = path.with_extension("journal.new");
+        let _ = std::fs::remove_file(&draft);
+        let log = DurableLog::create(&draft).map_err(|error| failed(error.to_string()))?;
+        let mut journal = Self { log, path: draft.clone() };
+        entries.iter().try_for_each(|entry| journal.append(entry))?;
+        let kept = path.with_extension("journal.damaged");
+        if path.exists() {
+            std::fs::hard_link(&path, &kept)
+                .or_else(|_| std::fs::copy(&path, &kept).map(drop))
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        std::fs::rename(&draft, &path).map_err(|error| failed(error.to_string()))?;
+        sync_folder_of(&path).map_err(|error| failed(error.to_string()))?;
+        Self::reopen(&path)?.map(|(journal, _)| journal).ok_or_else(|| failed("it is empty".into()))
+    }
+
     /// Opens a job's journal again and tells what it says; `None` when not even its subject became durable.
     ///
     /// # Errors
@@ -150,7 +189,8 @@ impl Journal {
     /// When the disk does not take it. Whether it is durable is then not known.
     pub(crate) fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let failed = |error: String| JournalError::Write { path: self.path.clone(), error };
-        let bytes = serde_json::to_vec(entry).map_err(|error| failed(error.to_string()))?;
+        let timed = Timed { entry, at: clock::wall_time() };
+        let bytes = serde_json::to_vec(&timed).map_err(|error| failed(error.to_string()))?;
         self.log.append(&bytes).map_err(|error| failed(error.to_string()))
     }
 }

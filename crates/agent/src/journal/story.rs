@@ -1,6 +1,7 @@
 //! What a journal says: its entries, read from the first to the last.
 
-use sterna_api::Report;
+use serde::Deserialize;
+use sterna_api::{Decision, Report, StateView};
 use sterna_migration::journal::{DestinationRecord, SourceRecord, Subject};
 
 use super::Entry;
@@ -25,6 +26,20 @@ pub(crate) struct Story {
     pub ended: Option<String>,
     /// The source's report.
     pub report: Option<Box<Report>>,
+    /// What a person has decided.
+    pub resolved: Option<Decision>,
+    /// The last entries with their times, for people.
+    pub told: Vec<StateView>,
+}
+
+/// Entries of a journal that are told to people, at most; a job writes about ten.
+const MAX_TOLD: usize = 50;
+
+/// The time of an entry.
+#[derive(Deserialize)]
+struct Time {
+    #[serde(default)]
+    at: Option<String>,
 }
 
 /// What this host is in a job, and the last durable state.
@@ -54,10 +69,17 @@ impl Story {
     pub(super) fn read(records: &[Vec<u8>]) -> Result<Option<Self>, serde_json::Error> {
         let mut story: Option<Self> = None;
         for record in records {
-            let entry = serde_json::from_slice(record)?;
+            let entry: Entry = serde_json::from_slice(record)?;
+            let Time { at } = serde_json::from_slice(record)?;
+            let state = in_words(&entry);
             match &mut story {
                 Some(story) => story.take(entry),
                 None => story = Self::begin(entry),
+            }
+            if let Some(story) = &mut story {
+                let excess = (story.told.len() + 1).saturating_sub(MAX_TOLD);
+                story.told.drain(..excess);
+                story.told.push(StateView { at, state });
             }
         }
         Ok(story)
@@ -69,7 +91,8 @@ impl Story {
         match self.side {
             // The source's QEMU may still have to be ended; the report, or how it ended, is written after that.
             Side::Source(SourceRecord::Gone) => self.report.is_some() || self.ended.is_some(),
-            side => side.is_final(),
+            // A guest that is lost by decision is in no final state of either side.
+            side => side.is_final() || (self.resolved.is_some() && self.ended.is_some()),
         }
     }
 
@@ -90,6 +113,8 @@ impl Story {
             guest_ran: true,
             ended: None,
             report: None,
+            resolved: None,
+            told: Vec::new(),
         })
     }
 
@@ -102,7 +127,45 @@ impl Story {
             Entry::Destination(record) => self.side = Side::Destination(record),
             Entry::Ended(how) => self.ended = Some(how),
             Entry::Report(report) => self.report = Some(report),
+            Entry::Resolved(decision) => {
+                self.resolved = Some(decision);
+                // How it ended before was not an end.
+                self.ended = None;
+            }
             Entry::SourceOf(..) | Entry::DestinationOf(..) => {}
         }
+    }
+}
+
+/// An entry, as `sterna resolve` tells it.
+fn in_words(entry: &Entry) -> String {
+    let source = |record: &SourceRecord| match record {
+        SourceRecord::Copying => "copying: the guest runs at the source",
+        SourceRecord::Stopping => "stopping: the guest may have been stopped, and is the source's",
+        SourceRecord::Offered => "offered: the commit may have been sent",
+        SourceRecord::Gone => "gone: the guest is the destination's",
+        SourceRecord::Returned => "returned: the guest is the source's again",
+    };
+    let destination = |record: &DestinationRecord| match record {
+        DestinationRecord::Prepared => "prepared: a QEMU waits for the guest",
+        DestinationRecord::Entitled => "entitled: the guest is the destination's",
+        DestinationRecord::Running => "running: the guest runs at the destination",
+        DestinationRecord::Discarded => "discarded: the destination's QEMU is dead",
+    };
+    match entry {
+        Entry::SourceOf(subject, _) => format!("begun: {} to {}", subject.vm, subject.peer),
+        Entry::DestinationOf(subject, _) => format!("begun: {} from {}", subject.vm, subject.peer),
+        Entry::PeerAddress(address) => format!("the destination's address: {address}"),
+        Entry::Process(process) => format!("QEMU started, pid {}", process.pid),
+        Entry::GuestRan(true) => "the guest ran before".to_owned(),
+        Entry::GuestRan(false) => "the guest was paused by its user before".to_owned(),
+        Entry::Source(record) => source(record).to_owned(),
+        Entry::Destination(record) => destination(record).to_owned(),
+        Entry::Ended(how) => format!("ended: {how}"),
+        Entry::Report(report) => {
+            let error = report.error.as_deref().unwrap_or("without an error");
+            format!("reported: {error}")
+        }
+        Entry::Resolved(decision) => format!("resolved by a person: the guest is {decision}"),
     }
 }

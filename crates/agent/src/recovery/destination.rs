@@ -7,7 +7,7 @@ use std::time::Duration;
 use sterna_host::process::Process;
 use sterna_host::qmp::RunState;
 use sterna_migration::destination::{Destination, Effect, End, Entitlement, Fact};
-use sterna_migration::journal::DestinationRecord;
+use sterna_migration::journal::{DestinationRecord, SourceRecord};
 use sterna_model::HostName;
 use sterna_wire::AnswerState;
 use sterna_wire::message::Inquire;
@@ -196,6 +196,11 @@ pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire)
         Side::Destination(DestinationRecord::Entitled) => AnswerState::Entitled,
         Side::Destination(DestinationRecord::Running) => AnswerState::Running,
         Side::Destination(DestinationRecord::Discarded) => AnswerState::Discarded,
-        Side::Source(_) => AnswerState::Unknown,
+        // For a destination whose own journal does not tell: what `sterna resolve` shows there.
+        Side::Source(SourceRecord::Copying) => AnswerState::Copying,
+        Side::Source(SourceRecord::Stopping) => AnswerState::Stopping,
+        Side::Source(SourceRecord::Offered) => AnswerState::Offered,
+        Side::Source(SourceRecord::Gone) => AnswerState::Gone,
+        Side::Source(SourceRecord::Returned) => AnswerState::Returned,
     }
 }

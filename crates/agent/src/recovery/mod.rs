@@ -128,10 +128,8 @@ fn without_journal(agent: &Agent, job: &JobId, why: &str) {
         if record.job_under_way() != Some(job) {
             continue;
         }
-        let file = journal::path_of(&agent.config.state_dir, job);
         let why = format!(
-            "{why}. Its QEMU here was left as it is. If the guest runs at the other host, end the one here. If it does not, it is this host's: end what waits for it there, stop this agent, move the VM's record and {} away, start the agent, adopt the VM again, and let it run by `cont` at its monitor",
-            file.display()
+            "{why}. Its QEMU here was left as it is; `sterna resolve {job}` tells what is known and settles it"
         );
         tracing::error!(vm = %record.name, %job, %why, "whose the guest is is not known");
         agent.change(&vm, |record| record.lose_track(job, &why));
@@ -199,6 +197,10 @@ fn is_arriving(vm: &Vm, story: &Story) -> bool {
 /// A job whose journal says that nothing is left to do. The registry may have missed its last step.
 fn over(agent: &Agent, story: &Story) {
     let job = known(agent, story);
+    if let Some(decision) = story.resolved {
+        let word = crate::resolve::word_of(story.side, decision);
+        return job.end(word, story.ended.clone(), story.report.clone());
+    }
     let vm = vm_of(agent, story);
     match story.side {
         Side::Source(record) => {
@@ -226,7 +228,8 @@ fn over(agent: &Agent, story: &Story) {
 
 /// One unfinished job of before.
 async fn under_way(agent: &Arc<Agent>, job: &Arc<Job>, journal: Journal, story: Story) -> Settled {
-    if !story.side.is_final() && (story.report.is_some() || story.ended.is_some()) {
+    let concluded = story.report.is_some() || story.ended.is_some() || story.resolved.is_some();
+    if !story.side.is_final() && concluded {
         // It was brought to an end that is no owner's (lost, unknown): that is for a person to settle.
         ended_otherwise(agent, job, &story);
         return Settled::Yes;

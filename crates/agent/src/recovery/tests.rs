@@ -117,7 +117,7 @@ async fn without_its_jobs_journal_a_vm_is_unknown_and_left_alone() {
     let web = vm(&agent, "web");
     let Owner::Unknown { job, why } = web.record().owner else { panic!("{web:?}") };
     assert_eq!(job, Some(job_1()));
-    assert!(why.contains("job-1.journal is lost") && why.contains("adopt"), "{why}");
+    assert!(why.contains("job-1.journal is lost") && why.contains("sterna resolve job-1"), "{why}");
     assert!(qemu.runs() && !monitor.was_told("cont"));
     assert!(agent.registry.jobs_of_interest().contains(&job_1()));
 }

@@ -32,7 +32,7 @@ pub(crate) struct Registry {
     /// Files are replaced one at a time: whoever asks last writes last.
     writing: Mutex<()>,
     /// VMs whose files could not be read: nothing is written over them.
-    damaged: BTreeSet<VmName>,
+    damaged: Mutex<BTreeSet<VmName>>,
 }
 
 /// What a file of the registry was found to be.
@@ -109,7 +109,7 @@ impl Registry {
             Found::Vm(_) => None,
         });
         let registry = Self {
-            damaged: damaged.collect(),
+            damaged: Mutex::new(damaged.collect()),
             folder,
             vms: Mutex::default(),
             starting: Mutex::default(),
@@ -126,7 +126,7 @@ impl Registry {
     pub(crate) fn store(&self, vm: &Vm) -> Result<(), RegistryError> {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let record = vm.record();
-        if !self.has(vm, &record.name) || self.damaged.contains(&record.name) {
+        if !self.has(vm, &record.name) || self.is_damaged(&record.name) {
             return Ok(());
         }
         let path = self.path_of(&record.name);
@@ -164,7 +164,7 @@ impl Registry {
     pub(crate) fn remove(&self, vm: &Vm) {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let name = vm.record().name;
-        if !self.has(vm, &name) || self.damaged.contains(&name) {
+        if !self.has(vm, &name) || self.is_damaged(&name) {
             return;
         }
         self.lock().remove(&name);
@@ -172,6 +172,27 @@ impl Registry {
         if let Err(error) = std::fs::remove_file(&path) {
             tracing::warn!(path = %path.display(), %error, "a record could not be removed");
         }
+    }
+
+    /// Whether a VM's file could not be read.
+    #[must_use]
+    pub(crate) fn is_damaged(&self, name: &VmName) -> bool {
+        self.lock_damaged().contains(name)
+    }
+
+    /// Puts a VM's damaged file aside, as `NAME.json.damaged`: a person has said what the VM is, and it may be written
+    /// again.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub(crate) fn put_damage_aside(&self, name: &VmName) -> std::io::Result<()> {
+        let mut damaged = self.lock_damaged();
+        if damaged.contains(name) {
+            let path = self.path_of(name);
+            std::fs::rename(&path, path.with_extension(format!("{EXTENSION}.damaged")))?;
+            damaged.remove(name);
+        }
+        Ok(())
     }
 
     /// The VM of this name.
@@ -201,6 +222,10 @@ impl Registry {
         self.folder.join(format!("{name}.{EXTENSION}"))
     }
 
+    fn lock_damaged(&self) -> std::sync::MutexGuard<'_, BTreeSet<VmName>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmName, Arc<Vm>>> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,7 +245,9 @@ fn look_at(path: &Path) -> Option<Found> {
     match read(path, &name) {
         Ok(record) => Some(Found::Vm(Box::new(record))),
         Err(error) => {
-            let remedy = "put a copy of the file back and restart the agent; or move it away, restart the agent and adopt the VM again, if its guest is this host's";
+            let remedy = format!(
+                "put a copy of the file back and restart the agent, or settle it with `sterna resolve {name}`"
+            );
             Some(Found::Damaged(name, format!("{error}; {remedy}")))
         }
     }

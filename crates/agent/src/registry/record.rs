@@ -123,7 +123,7 @@ impl Owner {
         let job = job.as_ref().map(|job| format!(" after {job}")).unwrap_or_default();
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
         Some(format!(
-            "whose the guest is is not known{job}{why}; look at both hosts before ending either QEMU"
+            "whose the guest is is not known{job}{why}; look at both hosts before ending either QEMU, and at what `sterna resolve` tells"
         ))
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 /// The words of `sterna --help`, by what they are for.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Moving VMs", &["check", "plan", "migrate"]),
-    ("Jobs", &["jobs", "watch", "cancel", "report"]),
+    ("Jobs", &["jobs", "watch", "cancel", "report", "resolve"]),
     ("VMs on this host", &["vm"]),
     ("Setting up a host", &["agent", "pki"]),
     ("Looking closer", &["stream"]),
@@ -59,6 +59,25 @@ pub(super) const WATCH: &str = "\
 Ctrl-C cancels the job and rolls it back, as with `sterna migrate`; a second one
 leaves at once, and leaves the job to the agent. To stop watching without
 touching the job, press Ctrl-\\ (SIGQUIT).";
+
+/// After `sterna resolve --help`.
+pub(super) const RESOLVE: &str = "\
+Without --guest-is it changes nothing. It tells what the journal, the VM registry
+and QEMU here say, what the other host says now, and what each decision would do.
+
+A decision is carried out at once; nothing is asked. It is refused where the other
+host says otherwise, where the guest runs here and would be ended, and for jobs
+whose outcome is known. The words are the report's: source and destination are
+the job's, on whichever host you say it.
+
+EXIT CODES:
+  0  told, or settled
+  3  the decision is refused, or there is nothing to settle; nothing was touched
+  4  the decision could not be carried out: the VM is still unknown
+
+EXAMPLES:
+  sterna resolve job-06ae9945595c345d
+  sterna resolve job-06ae9945595c345d --guest-is source";
 
 /// After `sterna vm start --help`.
 pub(super) const VM_START: &str = "\

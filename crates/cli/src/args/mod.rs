@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use sterna_api::Decision;
 use sterna_model::{HostName, JobId, VmName};
 
 pub(crate) use destination::Destination;
@@ -107,6 +108,15 @@ pub(crate) enum Word {
         /// A job's id, as `sterna jobs` lists it
         job: JobId,
     },
+    /// Tell all that is known of a VM whose owner is not; settle it with --guest-is
+    #[command(after_help = help::RESOLVE)]
+    Resolve {
+        /// A job's id, or the name of a VM that is unknown
+        job: JobId,
+        /// Where the guest is, as you have found out: at the job's `source`, at its `destination`, or `lost`
+        #[arg(long, value_enum, value_name = "WHERE")]
+        guest_is: Option<GuestIs>,
+    },
     /// Look into captured QEMU migration streams
     #[command(subcommand)]
     Stream(Stream),
@@ -123,6 +133,24 @@ pub(crate) enum Word {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `--guest-is`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GuestIs {
+    Source,
+    Destination,
+    Lost,
+}
+
+impl From<GuestIs> for Decision {
+    fn from(typed: GuestIs) -> Self {
+        match typed {
+            GuestIs::Source => Self::Source,
+            GuestIs::Destination => Self::Destination,
+            GuestIs::Lost => Self::Lost,
+        }
+    }
 }
 
 /// `sterna pki`.

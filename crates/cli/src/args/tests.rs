@@ -58,6 +58,8 @@ fn every_word_is_read() {
         "sterna watch j1",
         "sterna cancel j1",
         "sterna report j1",
+        "sterna resolve j1",
+        "sterna resolve j1 --guest-is lost",
         "sterna stream inspect capture.bin",
         "sterna stream inspect -",
         "sterna man out",
@@ -98,6 +100,8 @@ fn what_is_wrong_is_wrong_usage() {
         "sterna migrate web beta --detach --dry-run",
         "sterna watch",
         "sterna stream inspect",
+        "sterna resolve",
+        "sterna resolve j1 --guest-is paused",
     ] {
         assert_eq!(read(line).err().map(|error| error.exit_code()), Some(2), "{line}");
     }
@@ -175,5 +179,19 @@ fn stopping_a_vm_gives_it_ten_seconds() {
     for (line, seconds) in [("sterna vm stop web", 10), ("sterna vm stop web --grace 0", 0)] {
         let name = "web".parse().unwrap();
         assert_eq!(request(line), Request::VmStop { name, grace_seconds: seconds });
+    }
+}
+
+#[test]
+fn a_decision_is_in_the_reports_words() {
+    for (typed, decision) in [
+        ("source", Decision::Source),
+        ("destination", Decision::Destination),
+        ("lost", Decision::Lost),
+    ] {
+        let asked = request(&format!("sterna resolve j1 --guest-is {typed}"));
+        let job = "j1".parse().unwrap();
+        assert_eq!(asked, Request::Resolve { job, guest_is: Some(decision) });
+        assert_eq!(decision.word(), typed);
     }
 }

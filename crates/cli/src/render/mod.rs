@@ -5,6 +5,7 @@ mod outcome;
 mod plan;
 mod progress;
 mod report;
+mod resolve;
 mod table;
 mod units;
 mod vm;
@@ -13,6 +14,7 @@ pub(crate) use outcome::{error, outcome};
 pub(crate) use plan::{check, plan};
 pub(crate) use progress::{bar_message, progress_line};
 pub(crate) use report::report;
+pub(crate) use resolve::resolve;
 pub(crate) use units::timestamp;
 pub(crate) use vm::{jobs, vm, vms};
 

@@ -28,6 +28,12 @@ pub(crate) fn vm(vm: &VmView) -> String {
     table.row(["name", vm.name.as_str()]);
     table.row(["uuid", &vm.uuid]);
     table.row(["state", &state(vm)]);
+    if let Some(why) = &vm.unknown_because {
+        table.row(["why", why.as_str()]);
+    }
+    if let Some(subject) = &vm.resolve {
+        table.row(["look", &format!("sterna resolve {subject}")]);
+    }
     table.row(["pid", &vm.pid.map_or_else(unknown, |pid| pid.to_string())]);
     table.row(["qmp", &vm.qmp.clone().unwrap_or_else(unknown)]);
     table.row(["serial", &vm.serial.clone().unwrap_or_else(unknown)]);
@@ -97,6 +103,8 @@ mod tests {
             serial: None,
             argv: ["qemu-system-x86_64", "-append", "it's a=b", ""].map(str::to_owned).to_vec(),
             moved_to: None,
+            unknown_because: None,
+            resolve: None,
         }
     }
 
@@ -111,6 +119,21 @@ qmp     /run/sterna/web.qmp
 serial  -
 argv    qemu-system-x86_64 -append 'it'\\''s a=b' ''";
         assert_eq!(vm(&running()), expected);
+    }
+
+    #[test]
+    fn a_vm_that_is_unknown_says_why_and_where_to_look() {
+        let unknown = VmView {
+            state: VmState::Unknown,
+            unknown_because: Some("the journal is lost".to_owned()),
+            resolve: Some("j1".to_owned()),
+            ..running()
+        };
+        let shown = vm(&unknown);
+        assert!(
+            shown.contains("\nwhy     the journal is lost\nlook    sterna resolve j1\n"),
+            "{shown}"
+        );
     }
 
     #[test]

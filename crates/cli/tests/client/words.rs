@@ -50,6 +50,8 @@ fn vms_are_an_array_or_a_line_each() {
         serial: None,
         argv: vec!["qemu".to_owned()],
         moved_to: None,
+        unknown_because: None,
+        resolve: None,
     };
     let agent = FakeAgent::saying(vec![Response::Vms(vec![vm.clone(), vm.clone()])]);
     assert_eq!(agent.run("vm list -o json").json().as_array().map(Vec::len), Some(2));

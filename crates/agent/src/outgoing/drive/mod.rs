@@ -205,6 +205,8 @@ impl Drive {
                     cancelled = true;
                     self.fact(Fact::CancelRequested);
                 }
+                // A person settles an offer that nobody answers; the VM is theirs from here on.
+                () = job.give_up_requested() => return self.wanted.vm.end_job(),
                 heard = inbox.next(&mut tick) => match heard {
                     Heard::Event(event) => self.event(event).await,
                     Heard::Peer(inbound) => self.inbound(inbound).await,
