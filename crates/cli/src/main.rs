@@ -59,6 +59,9 @@ fn run(task: Task, console: &mut Console) -> Result<u8, Failure> {
         Task::Ask { socket, request } => {
             return answer::ask(&Client::new(socket), &request, console);
         }
+        Task::Drain { socket, drain } => {
+            return job::run_drain(Client::new(socket), &drain, console);
+        }
         Task::Job { socket, errand } => return job::run(Client::new(socket), &errand, console),
     }
     Ok(0)

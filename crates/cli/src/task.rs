@@ -4,11 +4,11 @@
 use std::env;
 use std::path::{self, Path, PathBuf};
 
-use sterna_api::{MigrateRequest, Request};
+use sterna_api::{MigrateOptions, MigrateRequest, Request};
 use sterna_host::dirs::Dirs;
 use sterna_model::{HostName, JobId};
 
-use crate::args::{Cli, Format, Pki, Stream, Vm, Word};
+use crate::args::{Cli, Format, Pki, Stream, Vm, Wanted, Word};
 use crate::failure::Failure;
 
 /// One call of the program.
@@ -42,6 +42,13 @@ pub(crate) enum Task {
         /// Which, and why.
         errand: Errand,
     },
+    /// Move all VMs away.
+    Drain {
+        /// The control socket.
+        socket: PathBuf,
+        /// Where to, and how.
+        drain: Drain,
+    },
     /// Make a certificate authority.
     PkiInit {
         /// Where.
@@ -69,6 +76,24 @@ pub(crate) enum Task {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// All VMs are moved away.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Drain {
+    /// What is asked for each, but for its name.
+    pub(crate) request: DrainRequest,
+    /// So many at a time.
+    pub(crate) parallel: usize,
+}
+
+/// What is asked for each VM of a drain.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DrainRequest {
+    /// A peer's name, or `name=host:port`.
+    pub(crate) destination: String,
+    /// How.
+    pub(crate) options: MigrateOptions,
 }
 
 /// Why a job is followed.
@@ -112,10 +137,10 @@ impl Invocation {
                 ask(Request::Resolve { job, guest_is: guest_is.map(Into::into) })
             }
             Word::Watch { job } => Task::Job { socket, errand: Errand::Watch(job) },
-            Word::Migrate(typed) => {
-                let errand = Errand::Migrate((*typed).into());
-                Task::Job { socket, errand }
-            }
+            Word::Migrate(typed) => match typed.wanted() {
+                Wanted::One(request) => Task::Job { socket, errand: Errand::Migrate(request) },
+                Wanted::All(drain) => Task::Drain { socket, drain },
+            },
         };
         Ok(Self { format: common.output, task })
     }

@@ -105,11 +105,17 @@ OUTPUT:
             outcome, guest_is, error and refusals; what is not known is null
   -o jsonl  one event per line, by type: started, progress, and at last report
 
+  With --all it is one document with reports[] (each as above), destination and
+  not_begun[] (vm, why); as JSON lines the last one is `drained`.
+
   With --dry-run the plan is printed instead, with --detach the job's id. With
   text and json, progress goes to standard error: a bar on a terminal, else
   lines with the time (UTC), at most one a second and one for each phase.
 
-EXIT CODES:
+With --all nothing more is begun after an unknown outcome or an interrupt; after
+failures and refusals it goes on.
+
+EXIT CODES (with --all the worst of all: 4, 1, 130, 3, 0):
   0    the guest runs at the destination
   1    failed; the message says where the guest runs
   2    wrong usage
@@ -121,7 +127,8 @@ EXAMPLES:
   sterna migrate web beta
   sterna migrate web beta --bandwidth 500M --max-downtime 100
   sterna migrate web beta=10.77.0.2:7837 --compress none -o json > report.json
-  sterna migrate web beta --detach && sterna jobs";
+  sterna migrate web beta --detach && sterna jobs
+  sterna migrate --all beta --parallel 3";
 
 /// Lists the words in groups, instead of in one list. A word that no group names would not be shown (a test looks).
 pub(super) fn group_words(command: clap::Command) -> clap::Command {

@@ -7,15 +7,27 @@ use sterna_api::{Compress, MigrateOptions, MigrateRequest, Strategy};
 use sterna_model::{Rate, VmName};
 
 use super::Destination;
+use crate::task::{Drain, DrainRequest};
+
+/// VMs that a drain moves at a time.
+const DEFAULT_PARALLEL: u8 = 2;
 
 /// `sterna migrate`.
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
     /// The VM's name on this host
-    name: VmName,
+    #[arg(required_unless_present = "all", requires = "destination")]
+    name: Option<VmName>,
     /// A peer's name from the configuration, or name=host:port
     #[arg(value_name = "DEST")]
-    destination: Destination,
+    destination: Option<Destination>,
+    /// Move all VMs of this host that run or are paused, a few at a time
+    #[arg(long, value_name = "DEST", conflicts_with_all = ["name", "detach", "dry_run"])]
+    all: Option<Destination>,
+    /// With --all: VMs that are moved at a time, 1 to 16; fewer where a host's limits.jobs says so [default: 2]
+    #[arg(long, value_name = "N", requires = "all", conflicts_with = "name")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: Option<u8>,
     /// How memory is copied: `precopy` in rounds until the rest fits --max-downtime; `liveness` stops the rounds by
     /// the service's activity; `three-stage` copies once, moves the guest, then sends what changed
     #[arg(long, value_enum, default_value = "auto")]
@@ -95,25 +107,49 @@ impl FromStr for CompressWord {
     }
 }
 
-impl From<Migrate> for MigrateRequest {
-    fn from(typed: Migrate) -> Self {
-        let options = MigrateOptions {
-            strategy: match typed.strategy {
+/// What is to be moved.
+pub(crate) enum Wanted {
+    /// One VM.
+    One(MigrateRequest),
+    /// All of them.
+    All(Drain),
+}
+
+impl Migrate {
+    /// What is to be moved, and how.
+    #[must_use]
+    pub(crate) fn wanted(self) -> Wanted {
+        let options = self.options();
+        let parallel = usize::from(self.parallel.unwrap_or(DEFAULT_PARALLEL));
+        match (self.all, self.name, self.destination) {
+            (None, Some(name), Some(destination)) => {
+                Wanted::One(MigrateRequest { name, destination: destination.into(), options })
+            }
+            (all, _, other) => {
+                // The words were read with one destination or the other.
+                let destination = all.or(other).map(String::from).unwrap_or_default();
+                Wanted::All(Drain { request: DrainRequest { destination, options }, parallel })
+            }
+        }
+    }
+
+    fn options(&self) -> MigrateOptions {
+        MigrateOptions {
+            strategy: match self.strategy {
                 StrategyWord::Auto => Strategy::Auto,
                 StrategyWord::Precopy => Strategy::Precopy,
                 StrategyWord::Liveness => Strategy::Liveness,
                 StrategyWord::ThreeStage => Strategy::ThreeStage,
             },
-            with_disks: typed.with_disks,
-            max_downtime_ms: typed.max_downtime,
-            timeout_seconds: typed.timeout,
-            bandwidth: typed.bandwidth,
-            connections: typed.connections,
-            compress: typed.compress.0,
-            verify_full: typed.verify.is_some(),
-            detach: typed.detach,
-            dry_run: typed.dry_run,
-        };
-        Self { name: typed.name, destination: typed.destination.into(), options }
+            with_disks: self.with_disks,
+            max_downtime_ms: self.max_downtime,
+            timeout_seconds: self.timeout,
+            bandwidth: self.bandwidth,
+            connections: self.connections,
+            compress: self.compress.0,
+            verify_full: self.verify.is_some(),
+            detach: self.detach,
+            dry_run: self.dry_run,
+        }
     }
 }

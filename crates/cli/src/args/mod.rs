@@ -15,7 +15,7 @@ use sterna_api::Decision;
 use sterna_model::{HostName, JobId, VmName};
 
 pub(crate) use destination::Destination;
-pub(crate) use migrate::Migrate;
+pub(crate) use migrate::{Migrate, Wanted};
 
 /// Live migration of QEMU/KVM virtual machines between hosts.
 #[derive(Debug, Parser)]
@@ -87,7 +87,7 @@ pub(crate) enum Word {
         #[arg(long)]
         with_disks: bool,
     },
-    /// Move a running VM to another host
+    /// Move a running VM to another host; or all of them, with --all
     #[command(after_help = help::MIGRATE)]
     Migrate(Box<Migrate>),
     /// List the jobs that this host's agent remembers, oldest first

@@ -54,6 +54,8 @@ fn every_word_is_read() {
         "sterna migrate web beta",
         "sterna migrate web beta --detach",
         "sterna migrate web beta --dry-run",
+        "sterna migrate --all beta",
+        "sterna migrate --all beta=10.77.0.2:7837 --parallel 16 --max-downtime 100",
         "sterna jobs",
         "sterna watch j1",
         "sterna cancel j1",
@@ -85,6 +87,14 @@ fn what_is_wrong_is_wrong_usage() {
         "sterna vm list -o xml",
         "sterna pki issue pki al/pha",
         "sterna migrate web",
+        "sterna migrate",
+        "sterna migrate --all",
+        "sterna migrate web beta --all beta",
+        "sterna migrate web --all beta",
+        "sterna migrate web beta --parallel 2",
+        "sterna migrate --all beta --parallel 0",
+        "sterna migrate --all beta --detach",
+        "sterna migrate --all beta --dry-run",
         "sterna migrate web beta=host",
         "sterna migrate web beta --strategy fastest",
         "sterna migrate web beta --bandwidth 0",
@@ -193,5 +203,16 @@ fn a_decision_is_in_the_reports_words() {
         let job = "j1".parse().unwrap();
         assert_eq!(asked, Request::Resolve { job, guest_is: Some(decision) });
         assert_eq!(decision.word(), typed);
+    }
+}
+
+#[test]
+fn a_drain_moves_two_at_a_time() {
+    for (line, parallel) in [("", 2), (" --parallel 5", 5)] {
+        let task = task(&format!("sterna migrate --all beta --bandwidth 1MB{line}"));
+        let Task::Drain { drain, .. } = task else { panic!("{task:?}") };
+        assert_eq!((drain.parallel, drain.request.destination.as_str()), (parallel, "beta"));
+        let rate = drain.request.options.bandwidth.map(|rate| rate.bytes_per_second);
+        assert_eq!(rate, Some(1_000_000));
     }
 }

@@ -47,17 +47,17 @@ pub(super) struct Ending<'a> {
 /// [`Report`]; what is not known is null.
 #[derive(Debug, Serialize)]
 pub(super) struct NoReport<'a> {
-    job: Option<&'a JobId>,
-    vm: Option<&'a VmName>,
-    strategy: Option<Strategy>,
+    pub(super) job: Option<&'a JobId>,
+    pub(super) vm: Option<&'a VmName>,
+    pub(super) strategy: Option<Strategy>,
     /// The agent knows its host's name; without a report it is not told.
-    source: Option<&'a str>,
-    destination: Option<&'a str>,
-    started_at: Option<&'a str>,
-    outcome: OutcomeName,
-    guest_is: Option<GuestIs>,
-    error: &'a str,
-    refusals: &'a [Refusal],
+    pub(super) source: Option<&'a str>,
+    pub(super) destination: Option<&'a str>,
+    pub(super) started_at: Option<&'a str>,
+    pub(super) outcome: OutcomeName,
+    pub(super) guest_is: Option<GuestIs>,
+    pub(super) error: &'a str,
+    pub(super) refusals: &'a [Refusal],
 }
 
 /// A job that goes on, as JSON.

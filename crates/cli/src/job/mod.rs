@@ -1,4 +1,4 @@
-//! A job, followed to its end: `migrate` and `watch`.
+//! A job, followed to its end: `migrate` and `watch`; and many of them, when a host is drained.
 //!
 //! ```text
 //! send the request --> answers: Started, Progress..., then an End
@@ -6,6 +6,7 @@
 //!       second one: leave the job to the agent
 //! ```
 
+mod drain;
 mod end;
 mod interrupts;
 mod progress;
@@ -19,6 +20,8 @@ use crate::client::{Client, ClientError, Connection};
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::task::Errand;
+
+pub(crate) use drain::run as run_drain;
 
 use end::{Ending, How};
 use interrupts::Interrupts;

@@ -1,13 +1,14 @@
 //! A job's progress as it is shown: a bar on a terminal, lines elsewhere (both on standard error), or events as JSON
 //! lines on standard output.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, SystemTime};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use sterna_api::{Progress, Report};
-use sterna_model::JobId;
+use sterna_model::{JobId, VmName};
 
 use crate::args::Format;
 use crate::console::{self, Console};
@@ -96,6 +97,41 @@ impl ProgressView {
     pub(super) fn clear(self) {
         if let Shape::Bar(bar) = self.shape {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows the progress of several jobs: a line for each, or events. Bars of many VMs would not fit a terminal.
+pub(super) struct DrainView {
+    format: Format,
+    lines: BTreeMap<VmName, (LineFilter, f64)>,
+}
+
+impl DrainView {
+    pub(super) fn new(format: Format) -> Self {
+        Self { format, lines: BTreeMap::new() }
+    }
+
+    pub(super) fn started(&mut self, vm: &VmName, job: &JobId, console: &mut Console) {
+        self.lines.insert(vm.clone(), (LineFilter::default(), 0.0));
+        match self.format {
+            Format::Jsonl => console.value(&Event::Started { job }, String::new),
+            Format::Text | Format::Json => {
+                let now = render::timestamp(SystemTime::now());
+                console.progress(&format!("{now} {vm}: begun, {job}"));
+            }
+        }
+    }
+
+    pub(super) fn show(&mut self, vm: &VmName, progress: &Progress, console: &mut Console) {
+        if self.format == Format::Jsonl {
+            return console.value(&Event::Progress(progress), String::new);
+        }
+        let (filter, percent) = self.lines.entry(vm.clone()).or_default();
+        *percent = percent.max(progress.percent.min(100.0));
+        if filter.admits(progress) {
+            let line = render::progress_line(progress, *percent);
+            console.progress(&format!("{} {vm}: {line}", render::timestamp(SystemTime::now())));
         }
     }
 }
