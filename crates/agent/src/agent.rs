@@ -19,7 +19,7 @@ use crate::jobs::Jobs;
 use crate::journal::{self, JournalError};
 use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
-use crate::{control, recovery, visitors};
+use crate::{certificates, control, recovery, visitors};
 
 /// Peers' connections that are being greeted at a time; a flood waits in the kernel's queue.
 const MAX_GREETINGS: usize = 64;
@@ -95,6 +95,7 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     tokio::spawn(greet_peers(Arc::clone(&agent), peers));
     tokio::spawn(control::serve(Arc::clone(&agent), clients));
     tokio::spawn(sample_memory(Arc::clone(&agent)));
+    tokio::spawn(certificates::tell(Arc::clone(&agent)));
     ended().await.map_err(|error| io("signals", error))?;
     tracing::info!("the agent ends; guests run on");
     Ok(())

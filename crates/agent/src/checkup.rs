@@ -9,6 +9,7 @@ use sterna_wire::message::{Echo, Inquire};
 use sterna_wire::{FrameKind, Message, Role, Sender, Welcome};
 
 use crate::agent::Agent;
+use crate::certificates::{self, Expiry, Whose};
 use crate::link::Greeted;
 use crate::peer::{self, Destination, PeerError};
 
@@ -42,9 +43,10 @@ async fn look(agent: &Agent, to: &Destination) -> Result<CheckView, PeerError> {
     let refusals = checkup.refusals().await?;
     let rate = checkup.link_rate().await?;
     checkup.close().await;
-    let now_unix =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now_unix = i64::try_from(now_unix.as_secs()).unwrap_or(i64::MAX);
+    let now_unix = certificates::now_unix();
+    let theirs = peer_certificate
+        .and_then(|validity| Expiry::of(Whose::Peer(to.name.as_str()), validity, now_unix));
+    let expiries = certificates::of_this_host(agent, now_unix).into_iter().chain(theirs);
     let Welcome { protocol, software, .. } = welcome;
     Ok(CheckView {
         peer: to.name.to_string(),
@@ -56,6 +58,7 @@ async fn look(agent: &Agent, to: &Destination) -> Result<CheckView, PeerError> {
         link_bytes_per_second: rate.bytes_per_second,
         our_certificate_days: agent.identity.validity().days_left(now_unix),
         peer_certificate_days: peer_certificate.map_or(0, |validity| validity.days_left(now_unix)),
+        warnings: expiries.map(|expiry| expiry.message).collect(),
         refusals,
     })
 }

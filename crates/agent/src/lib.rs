@@ -10,6 +10,7 @@
 //! ```
 
 mod agent;
+mod certificates;
 mod checkup;
 mod config;
 mod control;

@@ -371,6 +371,9 @@ pub struct CheckView {
     pub our_certificate_days: i64,
     /// Days until the peer's certificate expires.
     pub peer_certificate_days: i64,
+    /// What does not keep a VM from being moved there, and soon will: certificates that expire.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Anything that would keep a VM from being moved there.
     pub refusals: Vec<Refusal>,
 }

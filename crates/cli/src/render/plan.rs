@@ -49,6 +49,7 @@ pub(crate) fn check(check: &CheckView) -> String {
     table.row(["certificates", &format!("days left: ours {ours}, theirs {theirs}")]);
     let mut out = vec![format!("{} at {}: reached, trusted, {accepts}", check.peer, check.address)];
     out.extend(table.lines("  "));
+    out.extend(check.warnings.iter().map(|warning| format!("warning: {warning}")));
     out.extend(refusals(&check.refusals));
     out.join("\n")
 }
@@ -101,6 +102,7 @@ refused, for 1 reason:
             link_bytes_per_second: 112 << 20,
             our_certificate_days: 364,
             peer_certificate_days: 300,
+            warnings: Vec::new(),
             refusals: Vec::new(),
         };
         let expected = "\
@@ -110,5 +112,11 @@ beta at 10.77.0.2:7837: reached, trusted, takes VMs from us
   link          112.0 MiB/s over one connection
   certificates  days left: ours 364, theirs 300";
         assert_eq!(check(&view), expected);
+        let soon = "beta's certificate expires 3 days from now".to_owned();
+        let warned = check(&CheckView { warnings: vec![soon], ..view });
+        assert_eq!(
+            warned,
+            format!("{expected}\nwarning: beta's certificate expires 3 days from now")
+        );
     }
 }
