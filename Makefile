@@ -70,7 +70,7 @@ bench: deps guest build ## beside stock QEMU over shaped links (needs root); goe
 man: build ## the manual pages, in target/man
 	$(TARGET)/release/sterna man $(TARGET)/man
 
-install: man ## program, manual pages and completions, below PREFIX (/usr/local)
+install: man ## program, manual pages, completions and the systemd unit, below PREFIX (/usr/local)
 	install -D -m 755 $(TARGET)/release/sterna $(DESTDIR)$(PREFIX)/bin/sterna
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 $(TARGET)/man/sterna*.1 $(DESTDIR)$(PREFIX)/share/man/man1
@@ -79,13 +79,17 @@ install: man ## program, manual pages and completions, below PREFIX (/usr/local)
 	$(TARGET)/release/sterna completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sterna
 	$(TARGET)/release/sterna completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_sterna
 	$(TARGET)/release/sterna completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/sterna.fish
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' packaging/sterna.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/sterna.service
+	chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/sterna.service
 
 uninstall: ## what `make install` has put there
 	rm -f $(DESTDIR)$(PREFIX)/bin/sterna $(DESTDIR)$(PREFIX)/share/man/man1/sterna.1 \
 	    $(DESTDIR)$(PREFIX)/share/man/man1/sterna-*.1 \
 	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sterna \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_sterna \
-	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/sterna.fish
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/sterna.fish \
+	    $(DESTDIR)$(PREFIX)/lib/systemd/system/sterna.service
 
 clean: ## what was built and fetched
 	rm -rf $(TARGET) cache

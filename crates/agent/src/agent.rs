@@ -19,7 +19,7 @@ use crate::jobs::Jobs;
 use crate::journal::{self, JournalError};
 use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
-use crate::{certificates, control, recovery, visitors};
+use crate::{certificates, control, recovery, service, visitors};
 
 /// Peers' connections that are being greeted at a time; a flood waits in the kernel's queue.
 const MAX_GREETINGS: usize = 64;
@@ -96,7 +96,11 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     tokio::spawn(control::serve(Arc::clone(&agent), clients));
     tokio::spawn(sample_memory(Arc::clone(&agent)));
     tokio::spawn(certificates::tell(Arc::clone(&agent)));
+    service::ready(&service::status(&agent).await);
+    tokio::spawn(service::keep_alive());
+    tokio::spawn(service::keep_status(Arc::clone(&agent)));
     ended().await.map_err(|error| io("signals", error))?;
+    service::stopping();
     tracing::info!("the agent ends; guests run on");
     Ok(())
 }

@@ -26,6 +26,7 @@ mod random;
 mod recovery;
 mod registry;
 mod resolve;
+mod service;
 #[cfg(test)]
 mod testing;
 mod visitors;
