@@ -104,6 +104,13 @@ impl Job {
         &self.vm
     }
 
+    /// What is logged of it is logged in here, so that each line has the job and its VM. Of the highest level, so that no
+    /// filter takes it away from a line that it lets through.
+    #[must_use]
+    pub(crate) fn span(&self) -> tracing::Span {
+        tracing::error_span!("move", job = %self.id, vm = %self.vm)
+    }
+
     /// What this host is in it.
     #[must_use]
     pub(crate) const fn role(&self) -> Role {

@@ -14,6 +14,7 @@ use sterna_wire::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 /// What may wait to be heard of one connection: each is a frame, so at most so many MiB.
 pub(crate) const MAX_UNREAD: usize = 16;
@@ -81,7 +82,8 @@ impl Link {
         let (read_half, write_half) = tokio::io::split(greeted.connection.into_stream());
         let (unsent, messages) = mpsc::channel(MAX_UNSENT);
         let counts = Arc::new(Counts::default());
-        tokio::spawn(write_all(write_half, greeted.writer, messages, Arc::clone(&counts)));
+        let writing = write_all(write_half, greeted.writer, messages, Arc::clone(&counts));
+        tokio::spawn(writing.in_current_span());
         let reading = Arc::clone(&counts);
         tokio::spawn(async move {
             let mut read_half = read_half;

@@ -138,7 +138,7 @@ async fn begin(
     prepare: Prepare,
     link: &Link,
 ) -> Option<incoming::Handle> {
-    let job = prepare.job.clone();
+    let (job, vm) = (prepare.job.clone(), prepare.vm.clone());
     let begun = look_at(agent, peer, &prepare).and_then(|checked| {
         incoming::begin(agent, peer, (prepare, checked), link.clone()).map_err(|error| {
             let remedy = "look at the destination's log";
@@ -153,7 +153,7 @@ async fn begin(
         Err(refusals) => {
             // Nothing was begun: neither a job nor a journal is left of it.
             for refusal in &refusals {
-                tracing::warn!(%peer, %job, %refusal, "a VM was refused");
+                tracing::warn!(%job, %vm, %peer, %refusal, "a VM was refused");
             }
             let _ = link.send(&Message::Refused(Refused::new(&refusals))).await;
             None

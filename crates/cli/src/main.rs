@@ -5,7 +5,7 @@
 //! client    the control socket      job       a job, followed to its end: progress, interrupts, report
 //! answer    every other answer      console   standard output and error, and how they may fail
 //! render    values to text, pure
-//! agent, pki, inspect, manual       the words that are done here
+//! agent (and its log), pki, inspect, manual    the words that are done here
 //! ```
 
 mod agent;
@@ -16,6 +16,7 @@ mod console;
 mod failure;
 mod inspect;
 mod job;
+mod log;
 mod manual;
 mod pki;
 mod render;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use sterna_api::{ApiError, MigrateOptions, MigrateRequest, Plan};
 use sterna_model::{NameError, Refusal, VmName};
+use tracing::Instrument as _;
 
 use crate::agent::Agent;
 use crate::control::vm_of;
@@ -89,7 +90,10 @@ pub(crate) async fn begin(
         return Err(ApiError::refused(vec![refusal]));
     }
     let job = agent.jobs.begin(id, request.name.clone(), wanted.to.name.clone(), Role::Source);
-    tokio::spawn(drive::run(Arc::clone(agent), Arc::clone(&job), wanted, key));
+    let span = job.span();
+    tracing::info!(parent: &span, to = %wanted.to.name, "a move begins");
+    let driven = drive::run(Arc::clone(agent), Arc::clone(&job), wanted, key);
+    tokio::spawn(driven.instrument(span));
     Ok(job)
 }
 
@@ -111,7 +115,9 @@ pub(crate) fn resume_offered(
     if vm.begin_job(job.id()).is_ok() {
         let (vm, live) = (Arc::clone(vm), vm.live());
         let wanted = Move { vm, live, to, options: MigrateOptions::default() };
-        tokio::spawn(drive::resume(Arc::clone(agent), job, wanted, journal, story.guest_ran));
+        let span = job.span();
+        let driven = drive::resume(Arc::clone(agent), job, wanted, journal, story.guest_ran);
+        tokio::spawn(driven.instrument(span));
     }
 }
 

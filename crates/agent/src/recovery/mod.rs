@@ -17,6 +17,7 @@ use std::sync::Arc;
 use sterna_host::process::Process;
 use sterna_migration::journal::DestinationRecord;
 use sterna_model::{JobId, Uuid, VmName};
+use tracing::Instrument as _;
 
 use crate::agent::{Agent, AgentError};
 use crate::jobs::{Job, Role};
@@ -236,9 +237,13 @@ async fn under_way(agent: &Arc<Agent>, job: &Arc<Job>, journal: Journal, story: 
     }
     let vm = vm_of(agent, &story);
     match story.side {
-        Side::Source(record) => source::settle(agent, job, journal, &story, record, vm).await,
+        Side::Source(record) => {
+            let settled = source::settle(agent, job, journal, &story, record, vm);
+            settled.instrument(job.span()).await
+        }
         Side::Destination(record) => {
-            destination::settle(agent, job, journal, &story, record, vm).await
+            let settled = destination::settle(agent, job, journal, &story, record, vm);
+            settled.instrument(job.span()).await
         }
     }
 }

@@ -7,6 +7,7 @@ use sterna_model::HostName;
 use sterna_wire::Token;
 use sterna_wire::message::Prepare;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::{Drive, Inbox};
 use crate::agent::Agent;
@@ -70,7 +71,9 @@ pub(crate) fn begin(
     let silence_limit = agent.silence_limit(prepare.link_timeout_ms);
     let job =
         agent.jobs.begin(prepare.job.clone(), prepare.vm.clone(), peer.clone(), Role::Destination);
+    let span = job.span();
+    tracing::info!(parent: &span, from = %peer, "a VM begins to arrive");
     let drive = Drive::new(Arc::clone(agent), job, (prepare, checked), token, link, to_events);
-    tokio::spawn(drive.run(Inbox { events, peer: from_peer }));
+    tokio::spawn(drive.run(Inbox { events, peer: from_peer }).instrument(span));
     Ok(Handle { peer: peer.clone(), token, silence_limit, queue })
 }

@@ -7,6 +7,7 @@ use sterna_host::qmp::Delivery;
 use sterna_migration::destination::{End, Entitlement, Fact};
 use sterna_migration::journal::DestinationRecord;
 use sterna_wire::GuestState;
+use tracing::Instrument as _;
 
 use super::{Drive, Event};
 use crate::incoming::qemu::Waiting;
@@ -80,11 +81,12 @@ impl Drive {
         }
         self.fact(Fact::Resumed);
         // Not in the downtime: the announcement repeats itself and QEMU does it in the background.
-        tokio::spawn(async move {
+        let announce = async move {
             if let Err(error) = qmp.announce_self().await {
                 tracing::warn!(%error, "the guest could not be announced on its network");
             }
-        });
+        };
+        tokio::spawn(announce.in_current_span());
     }
 
     pub(super) async fn kill(&mut self) {
