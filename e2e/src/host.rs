@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::artifacts::sterna;
-use crate::command::{Output, Running, tool, wait_for};
+use crate::command::{Output, Running, signal, tool, wait_for};
 use crate::configuration::{Authority, HostSetup, SOCKET, STATE, StateDisk};
 use crate::world::{Side, World};
 use crate::{Error, Result};
@@ -87,6 +87,23 @@ impl Host {
             let _ = agent.kill();
             let _ = agent.wait();
         }
+    }
+
+    /// Tells the agent to end, as a service manager does, and waits until it has.
+    ///
+    /// # Errors
+    /// It does not end in half a minute.
+    pub fn terminate(&mut self) -> Result<()> {
+        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        signal(agent.id(), "TERM")?;
+        let ended = wait_for("the end of the agent", ASK_LIMIT, || {
+            agent.try_wait().map_err(Error::io("waiting for the agent"))
+        });
+        if ended.is_err() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        ended.map(drop)
     }
 
     /// Starts the agent, again if it ran before, and waits until it answers.

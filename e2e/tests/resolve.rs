@@ -2,11 +2,11 @@
 //! on, `sterna resolve` tells what is known, and one decision settles it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use sterna_e2e::{Guest, Host, Pair, Result, Setup, Side, Vm, expect_that, story};
+use sterna_e2e::{Error, Guest, Host, Pair, Result, Setup, Side, Vm, expect_that, story};
 use sterna_model::Rate;
 
 /// Fast enough for a job to be well under way in a second or two.
@@ -23,7 +23,7 @@ fn a_guest_whose_jobs_journal_is_damaged_is_settled_and_runs_on() -> Result<()> 
             Vm::start(pair, &Guest::new("bystander").load("uniform size=8M rate=1M sweep=30"))?;
         let job = cut_off_move(pair, &vm)?;
         let journal = pair.host(Side::Alpha).folder().join(format!("state/jobs/{job}.journal"));
-        damage(&journal);
+        damage(&journal)?;
         pair.host_mut(Side::Alpha).restart()?;
 
         let host = pair.host(Side::Alpha);
@@ -59,7 +59,7 @@ fn a_vm_whose_record_is_damaged_is_settled_by_its_name() -> Result<()> {
         let mut vm =
             Vm::start(pair, &Guest::new("heir").load("uniform size=16M rate=1M sweep=30"))?;
         pair.host_mut(Side::Alpha).kill9();
-        damage(&pair.host(Side::Alpha).folder().join("state/vms/heir.json"));
+        damage(&pair.host(Side::Alpha).folder().join("state/vms/heir.json"))?;
         pair.host_mut(Side::Alpha).restart()?;
         let host = pair.host(Side::Alpha);
         let shown = expect_state(host, "heir", "unknown")?;
@@ -83,11 +83,11 @@ fn cut_off_move(pair: &mut Pair, vm: &Vm) -> Result<String> {
 }
 
 /// Changes a byte that was on the disk already.
-fn damage(path: &PathBuf) {
-    let mut bytes = fs::read(path).unwrap();
+fn damage(path: &Path) -> Result<()> {
+    let mut bytes = fs::read(path).map_err(Error::io("reading a file of the state"))?;
     bytes[40] ^= 1;
     bytes[1] = b'#';
-    fs::write(path, bytes).unwrap();
+    fs::write(path, bytes).map_err(Error::io("damaging a file of the state"))
 }
 
 fn expect_state(host: &Host, name: &str, state: &str) -> Result<Value> {

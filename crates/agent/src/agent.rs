@@ -19,7 +19,7 @@ use crate::jobs::Jobs;
 use crate::journal::{self, JournalError};
 use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
-use crate::{certificates, control, recovery, service, visitors};
+use crate::{certificates, control, leaving, recovery, service, visitors};
 
 /// Peers' connections that are being greeted at a time; a flood waits in the kernel's queue.
 const MAX_GREETINGS: usize = 64;
@@ -101,6 +101,11 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     tokio::spawn(service::keep_status(Arc::clone(&agent)));
     ended().await.map_err(|error| io("signals", error))?;
     service::stopping();
+    tokio::select! {
+        () = leaving::wind_down(&agent) => {}
+        // Told twice, it does not wait.
+        told = ended() => told.map_err(|error| io("signals", error))?,
+    }
     tracing::info!("the agent ends; guests run on");
     Ok(())
 }

@@ -200,14 +200,25 @@ impl Job {
         }
     }
 
-    fn is_over(&self) -> bool {
+    /// The machine's state.
+    #[must_use]
+    pub(crate) fn phase(&self) -> &'static str {
+        self.status.borrow().phase
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub(crate) fn is_over(&self) -> bool {
         self.status.borrow().ended.is_some()
     }
 }
 
 /// All jobs that are remembered.
 #[derive(Debug, Default)]
-pub(crate) struct Jobs(Mutex<BTreeMap<JobId, Arc<Job>>>);
+pub(crate) struct Jobs {
+    known: Mutex<BTreeMap<JobId, Arc<Job>>>,
+    closed: AtomicBool,
+}
 
 impl Jobs {
     /// A new job.
@@ -243,6 +254,18 @@ impl Jobs {
         jobs
     }
 
+    /// No more are begun: the agent ends. Gives those that are not over.
+    pub(crate) fn close(&self) -> Vec<Arc<Job>> {
+        self.closed.store(true, Ordering::Release);
+        self.lock().values().filter(|job| !job.is_over()).cloned().collect()
+    }
+
+    /// Whether no more are begun.
+    #[must_use]
+    pub(crate) fn are_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Jobs that are not over.
     #[must_use]
     pub(crate) fn running(&self) -> usize {
@@ -250,6 +273,6 @@ impl Jobs {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Job>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,6 +17,7 @@ mod control;
 mod incoming;
 mod jobs;
 mod journal;
+mod leaving;
 mod link;
 mod machines;
 mod outgoing;

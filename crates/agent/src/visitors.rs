@@ -178,6 +178,10 @@ fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal>
     if let Some(refusal) = not_accepted(agent, peer) {
         return Some(refusal);
     }
+    if agent.jobs.are_closed() {
+        let reason = format!("the agent of {} is being ended", agent.config.name);
+        return Some(Refusal::new("destination-not-ready", reason, "try again in a minute"));
+    }
     let most = agent.config.limits.jobs;
     if agent.jobs.running() >= most {
         let reason = format!("expected fewer than {most} jobs at a time, found {most}");

@@ -75,6 +75,9 @@ pub(crate) async fn begin(
     request: &MigrateRequest,
 ) -> Result<Arc<Job>, ApiError> {
     let wanted = wanted(agent, &request.name, &request.destination, &request.options)?;
+    if agent.jobs.are_closed() {
+        return Err(ApiError::failed("the agent is being ended; start it again, and try again"));
+    }
     if agent.jobs.running() >= agent.config.limits.jobs {
         let reason = format!("expected fewer than {} jobs at a time", agent.config.limits.jobs);
         let refusal =

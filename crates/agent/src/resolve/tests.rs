@@ -168,6 +168,25 @@ async fn a_destination_that_gives_a_guest_back_says_so_to_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_destination_hears_what_its_source_still_has() {
+    let (hosts, mut qemu) = (Hosts::new(), Sleeper::start());
+    let alpha = hosts.host("alpha", &format!("[peers.beta]\n{NOWHERE}"));
+    alpha.write_journal(&[source_of(), Entry::Source(Stopping), Entry::Source(Offered)]);
+    let alpha = alpha.start().await;
+    let peers = format!("[peers.alpha]\naddress = {:?}\n", listen(&alpha).await);
+    let beta = hosts.host("beta", &peers);
+    arriving(&beta, &qemu);
+    qemu.end();
+    beta.write_journal(&[destination_of("alpha"), Entry::Destination(Entitled)]);
+    let agent = beta.start().await;
+    let shown = resolve(&agent, &job_1(), None).await.unwrap();
+    assert_eq!(shown.peers[0].state.as_deref(), Some("offered"));
+    assert_eq!(refusal(&agent, Decision::Lost).await, "peer-has-guest", "its copy is whole");
+    decide(&agent, Decision::Source).await.unwrap();
+    assert_eq!(answer_to(&agent, "alpha"), AnswerState::Discarded, "so it is resumed there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_journal_is_kept_and_a_new_one_answers() {
     let (hosts, qemu) = (Hosts::new(), Sleeper::start());
     let host = hosts.host("beta", &format!("[peers.alpha]\n{NOWHERE}"));

@@ -36,6 +36,8 @@ pub(super) enum FromPeer {
     Data(Box<DataConnection>),
     /// Who owns the guest? The answer goes there.
     Asked(Link),
+    /// This agent is being ended.
+    AgentEnds,
 }
 
 impl Handle {
@@ -47,6 +49,11 @@ impl Handle {
     /// Asks the job who owns the guest; the answer goes to `link`.
     pub(crate) async fn ask(&self, link: Link) {
         let _ = self.queue.send(FromPeer::Asked(link)).await;
+    }
+
+    /// This agent is being ended: what is not committed is discarded.
+    pub(crate) async fn agent_ends(&self) {
+        let _ = self.queue.send(FromPeer::AgentEnds).await;
     }
 
     /// Something came on the job's control connection.

@@ -35,6 +35,9 @@ impl Drive {
                 }
             }
             FromPeer::Asked(link) => self.asked(link),
+            FromPeer::AgentEnds => {
+                self.fact(Fact::Failed("the destination's agent is being ended".into()));
+            }
         }
     }
 

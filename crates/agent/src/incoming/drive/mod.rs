@@ -144,7 +144,7 @@ impl Drive {
                     }
                 }
                 FromPeer::Asked(link) => self.asked(link),
-                FromPeer::Inbound(Inbound::Tail(_)) | FromPeer::Data(_) => {}
+                FromPeer::Inbound(Inbound::Tail(_)) | FromPeer::Data(_) | FromPeer::AgentEnds => {}
             }
             self.perform().await;
         }
