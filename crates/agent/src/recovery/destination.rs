@@ -14,7 +14,7 @@ use sterna_wire::message::Inquire;
 
 use super::{Settled, append, is_arriving, is_silent};
 use crate::agent::Agent;
-use crate::jobs::Job;
+use crate::jobs::{Job, Role};
 use crate::journal::{self, Entry, Journal, Side, Story};
 use crate::registry::{ProcessId, Record};
 use crate::vm::{Live, Vm};
@@ -182,8 +182,8 @@ pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire)
     if (&subject.peer, subject.uuid, subject.epoch) != (peer, inquire.uuid, inquire.epoch) {
         return AnswerState::Unknown;
     }
-    let remembered = agent.jobs.get(&inquire.job).and_then(|job| job.ended_in());
-    match remembered.as_deref() {
+    let ours = agent.jobs.get(&inquire.job).filter(|job| job.role() == Role::Destination);
+    match ours.and_then(|job| job.ended_in()).as_deref() {
         Some("running") => return AnswerState::Running,
         Some("discarded") => return AnswerState::Discarded,
         Some("unknown") => return AnswerState::Unknown,

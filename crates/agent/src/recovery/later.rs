@@ -53,7 +53,13 @@ pub(super) fn settle(agent: &Arc<Agent>, job: Arc<Job>, vm: Option<Arc<Vm>>, pat
 
 async fn keep_settling(agent: Arc<Agent>, job: Arc<Job>, vm: Option<Arc<Vm>>, path: PathBuf) {
     loop {
-        tokio::time::sleep(AGAIN_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(AGAIN_EVERY) => {}
+            // A person settles it.
+            () = job.give_up_requested() => {
+                return vm.iter().for_each(|vm| vm.end_job());
+            }
+        }
         match open(&path) {
             Ok(Some(Opened::UnderWay(journal, story))) => {
                 if let Settled::Yes = under_way(&agent, &job, journal, story).await {
