@@ -166,6 +166,7 @@ impl Agent {
             ca: config.tls.ca.clone(),
             certificate: config.tls.cert.clone(),
             key: config.tls.key.clone(),
+            crl: config.tls.crl.clone(),
         };
         let identity = TlsIdentity::load_for(&config.name, &files)?;
         let (registry, found) = Registry::open(&config.state_dir)?;

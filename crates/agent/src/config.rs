@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use sterna_host::dirs::Dirs;
+use sterna_host::tls::CrlFile;
 use sterna_model::{ByteCount, HostName, Rate};
 
 /// The TCP port that agents listen on.
@@ -50,6 +51,8 @@ pub struct TlsPaths {
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
+    /// Certificates that are revoked.
+    pub crl: CrlFile,
 }
 
 /// A host that we know.
@@ -157,6 +160,7 @@ struct WrittenTls {
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    crl: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,6 +214,7 @@ impl Written {
         take(&mut self.tls.ca, other.tls.ca);
         take(&mut self.tls.cert, other.tls.cert);
         take(&mut self.tls.key, other.tls.key);
+        take(&mut self.tls.crl, other.tls.crl);
         self.peers.extend(other.peers);
         self.paths.extend(other.paths);
         take(&mut self.accept.roots, other.accept.roots);
@@ -233,6 +238,11 @@ impl Written {
         };
         let listen = self.host.listen.unwrap_or_else(|| format!("0.0.0.0:{DEFAULT_PORT}"));
         let control = place(self.host.control, dirs.runtime.join("sterna.sock"));
+        let ca = place(self.tls.ca, dirs.config.join("pki/ca-cert.pem"));
+        let crl = match self.tls.crl {
+            Some(given) => CrlFile::Required(folder.join(given)),
+            None => CrlFile::beside(&ca),
+        };
         let run_dir = control.parent().unwrap_or(&dirs.runtime).to_path_buf();
         Ok(Config {
             name,
@@ -246,7 +256,8 @@ impl Written {
             state_dir: place(self.host.state_dir, dirs.state.clone()),
             run_dir,
             tls: TlsPaths {
-                ca: place(self.tls.ca, dirs.config.join("pki/ca-cert.pem")),
+                ca,
+                crl,
                 cert: place(self.tls.cert, dirs.config.join("pki/server-cert.pem")),
                 key: place(self.tls.key, dirs.config.join("pki/server-key.pem")),
             },
@@ -361,9 +372,17 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.tls.ca, Path::new("/etc/sterna/pki/alpha/ca-cert.pem"));
+        let crl = CrlFile::IfThere("/etc/sterna/pki/alpha/ca-crl.pem".into());
+        assert_eq!(config.tls.crl, crl);
         assert!(config.peers.values().all(|peer| peer.accept));
         assert_eq!(config.limits.bandwidth.unwrap().bytes_per_second, 125_000_000);
         assert_eq!(config.limits.link_timeout, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn a_list_of_revoked_certificates_that_is_named_has_to_be_there() {
+        let config = load("[host]\nname = \"a\"\n[tls]\ncrl = \"lists/crl.pem\"").unwrap();
+        assert_eq!(config.tls.crl, CrlFile::Required("/etc/sterna/lists/crl.pem".into()));
     }
 
     #[test]

@@ -54,6 +54,7 @@ fn run(task: Task, console: &mut Console) -> Result<u8, Failure> {
         Task::Agent { config } => agent::run_agent(config.as_deref())?,
         Task::PkiInit { directory } => pki::init(&directory, console)?,
         Task::PkiIssue { directory, host } => pki::issue(&directory, &host, console)?,
+        Task::PkiRevoke { directory, host } => pki::revoke(&directory, host.as_ref(), console)?,
         Task::StreamInspect { file } => return inspect::inspect(&file, console),
         Task::Manual { directory } => manual::write_pages(&directory)?,
         Task::Completions { shell } => manual::print_completions(shell, console),

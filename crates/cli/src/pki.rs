@@ -46,3 +46,33 @@ pub(crate) fn issue(
     });
     Ok(())
 }
+
+/// A list of revoked certificates, as JSON.
+#[derive(Serialize)]
+struct List {
+    list: String,
+    added: usize,
+    total: usize,
+    days: u32,
+}
+
+/// Revokes a host's certificates, or renews the list of revoked ones, and tells what is next.
+///
+/// # Errors
+/// There is no authority or no such host's folder, or the directory cannot be written to.
+pub(crate) fn revoke(
+    directory: &Path,
+    host: Option<&HostName>,
+    console: &mut Console,
+) -> Result<(), PkiError> {
+    let made = pki::revoke(directory, host)?;
+    let list = made.path.display().to_string();
+    let (added, total, days) = (made.added, made.total, made.days);
+    console.value(&List { list: list.clone(), added, total, days }, || {
+        format!(
+            "made {list}: {total} certificates are revoked, {added} of them now; it holds for {days} days\n\
+             next: copy it to every host as /etc/sterna/pki/ca-crl.pem; agents read it anew by themselves"
+        )
+    });
+    Ok(())
+}

@@ -61,6 +61,13 @@ pub(crate) enum Task {
         /// The host.
         host: HostName,
     },
+    /// `pki revoke`.
+    PkiRevoke {
+        /// The authority's directory.
+        directory: PathBuf,
+        /// The host whose certificates are revoked.
+        host: Option<HostName>,
+    },
     /// Look into a captured stream.
     StreamInspect {
         /// The file; `-` is standard input.
@@ -117,6 +124,7 @@ impl Invocation {
         let task = match word {
             Word::Pki(Pki::Init { directory }) => Task::PkiInit { directory },
             Word::Pki(Pki::Issue { directory, host }) => Task::PkiIssue { directory, host },
+            Word::Pki(Pki::Revoke { directory, host }) => Task::PkiRevoke { directory, host },
             Word::Agent { config } => {
                 // What the configuration names is found from where it is.
                 let config = config.map(path::absolute).transpose();

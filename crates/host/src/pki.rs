@@ -1,14 +1,18 @@
-//! A small certificate authority for a few hosts: `sterna pki init` and `sterna pki issue`.
+//! A small certificate authority for a few hosts: `sterna pki init`, `sterna pki issue` and `sterna pki revoke`.
 //!
 //! ```text
 //!   DIR/ca-cert.pem  DIR/ca-key.pem                                   the authority; the key stays where it is made
 //!   DIR/HOST/ca-cert.pem                                              goes to HOST, as /etc/sterna/pki
 //!            server-cert.pem  server-key.pem                          serves both directions of an agent
 //!            client-cert.pem  client-key.pem                          for clients only
+//!   DIR/ca-crl.pem                                                    what was revoked; goes to every host, beside its CA
 //! ```
 //!
 //! File names are those that QEMU expects in its own PKI directories. Keys are ECDSA P-256, readable by their owner only.
-//! Nothing is ever overwritten: files appear whole, under a name that was free, or not at all.
+//! Files appear whole or not at all, under a name that was free: nothing but the list of revoked certificates, which only
+//! grows, is ever replaced.
+
+mod revoke;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -23,7 +27,9 @@ use rcgen::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sterna_model::HostName;
 
-use crate::tls::{IdentityError, TlsFiles, TlsIdentity};
+pub use revoke::{Revoked, revoke};
+
+use crate::tls::{CRL_NAME as CRL, CrlFile, IdentityError, TlsFiles, TlsIdentity};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How long an authority lasts.
@@ -66,6 +72,22 @@ pub enum PkiError {
         what: &'static str,
         /// What is wrong.
         error: rcgen::Error,
+    },
+    /// There is no folder of this host, or it lacks a certificate.
+    #[error("expected the host's {path}: {error}; only certificates that are there can be revoked", path = path.display())]
+    NoHost {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A file that `sterna pki` has made is not what it was.
+    #[error("expected a {what} (PEM) in {path}, found something else", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        what: &'static str,
     },
     /// A name that cannot stand in a certificate.
     #[error("expected a host name that can stand in a certificate, found {host}")]
@@ -127,13 +149,7 @@ pub fn init(directory: &Path) -> Result<(), PkiError> {
 pub fn issue(directory: &Path, host: &HostName) -> Result<PathBuf, PkiError> {
     let target = directory.join(host.as_str());
     must_be_free(&target)?;
-    let (cert_path, key_path) = (directory.join(CA_CERT), directory.join(CA_KEY));
-    let ca_cert = read_authority(&cert_path)?;
-    let ca_key = read_authority(&key_path)?;
-    let bad = |path: PathBuf, what| move |error| PkiError::BadAuthority { path, what, error };
-    let ca_key = KeyPair::from_pem(&ca_key).map_err(bad(key_path, "private key"))?;
-    let issuer =
-        Issuer::from_ca_cert_pem(&ca_cert, ca_key).map_err(bad(cert_path, "certificate"))?;
+    let Authority { certificate: ca_cert, issuer } = authority(directory)?;
     let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let (server_cert, server_key) = leaf(host, &issuer, &both)?;
     let (client_cert, client_key) = leaf(host, &issuer, &both[1..])?;
@@ -144,12 +160,34 @@ pub fn issue(directory: &Path, host: &HostName) -> Result<PathBuf, PkiError> {
     write_new(&draft.path.join("server-key.pem"), &server_key, KEY_MODE)?;
     write_new(&draft.path.join("client-cert.pem"), &client_cert, CERT_MODE)?;
     write_new(&draft.path.join("client-key.pem"), &client_key, KEY_MODE)?;
+    let crl = directory.join(CRL);
+    if must_be_free(&crl).is_err() {
+        write_new(&draft.path.join(CRL), &read_authority(&crl)?, CERT_MODE)?;
+    }
     sync_directory(&draft.path)?;
     TlsIdentity::load_for(host, &files(&draft.path))
         .map_err(|error| PkiError::Unusable(Box::new(error)))?;
     draft.publish(&target)?;
     sync_directory(directory)?;
     Ok(target)
+}
+
+/// Who signs.
+struct Authority {
+    /// Its certificate, as PEM.
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn authority(directory: &Path) -> Result<Authority, PkiError> {
+    let (cert_path, key_path) = (directory.join(CA_CERT), directory.join(CA_KEY));
+    let certificate = read_authority(&cert_path)?;
+    let key = read_authority(&key_path)?;
+    let bad = |path: PathBuf, what| move |error| PkiError::BadAuthority { path, what, error };
+    let key = KeyPair::from_pem(&key).map_err(bad(key_path, "private key"))?;
+    let issuer =
+        Issuer::from_ca_cert_pem(&certificate, key).map_err(bad(cert_path, "certificate"))?;
+    Ok(Authority { certificate, issuer })
 }
 
 /// The files of an agent's identity in a directory that [`issue`] made.
@@ -159,6 +197,7 @@ pub fn files(directory: &Path) -> TlsFiles {
         ca: directory.join(CA_CERT),
         certificate: directory.join("server-cert.pem"),
         key: directory.join("server-key.pem"),
+        crl: CrlFile::beside(&directory.join(CA_CERT)),
     }
 }
 
@@ -234,6 +273,22 @@ fn read_authority(path: &Path) -> Result<String, PkiError> {
 
 /// Makes a file that is there whole, with this mode, or not at all; never in the place of another.
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+    publish(path, text, mode, rename_to_free)
+}
+
+/// The same for what everybody may read, in the place of another if there is one.
+fn replace(path: &Path, text: &str) -> Result<(), PkiError> {
+    publish(path, text, CERT_MODE, |draft, path| {
+        fs::rename(draft, path).map_err(|error| unwritten(path, error))
+    })
+}
+
+fn publish(
+    path: &Path,
+    text: &str,
+    mode: u32,
+    rename: impl FnOnce(&Path, &Path) -> Result<(), PkiError>,
+) -> Result<(), PkiError> {
     let draft = path.with_extension(format!("{}.draft", std::process::id()));
     let write = || -> io::Result<()> {
         let mut file =
@@ -243,7 +298,7 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
         file.sync_all()
     };
     let result =
-        write().map_err(|error| unwritten(path, error)).and_then(|()| rename_to_free(&draft, path));
+        write().map_err(|error| unwritten(path, error)).and_then(|()| rename(&draft, path));
     if result.is_err() {
         // The error that counts is the first one.
         _ = fs::remove_file(&draft);

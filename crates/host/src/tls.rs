@@ -11,6 +11,9 @@
 //! DNS name in its certificate, never its address. This module says who the peer is; whether that peer may do what it
 //! asks is the agent's decision.
 //!
+//! A certificate that its authority has revoked gets nobody in, in either direction: the lists are looked at when a
+//! connection is made, and read again when their file has changed. Connections that stand are left alone.
+//!
 //! A client can finish its handshake before the server has looked at its certificate: only the first answer (the reply to
 //! the hello) proves that it was accepted, and reading that answer gives the server's reason when it was not.
 
@@ -21,6 +24,7 @@ mod error;
 mod frames;
 mod identity;
 mod retransmission;
+mod revocation;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +34,8 @@ pub use data::{DataHandle, DataStream};
 pub use error::{Blame, IdentityError, TlsError};
 pub use frames::{FrameStreamError, read_frame, write_frame};
 pub use identity::{TlsFiles, TlsIdentity};
+pub(crate) use revocation::CRL_NAME;
+pub use revocation::CrlFile;
 
 /// The protocol name (ALPN) that both sides must agree on.
 pub const ALPN: &[u8] = b"sterna/1";

@@ -34,8 +34,10 @@ debug, sterna_agent=trace).";
 /// After `sterna pki --help`.
 pub(super) const PKI: &str = "\
 EXAMPLES:
-  sterna pki init pki         on a machine that you trust; its key stays there
-  sterna pki issue pki alpha  then copy pki/alpha to alpha as /etc/sterna/pki";
+  sterna pki init pki          on a machine that you trust; its key stays there
+  sterna pki issue pki alpha   then copy pki/alpha to alpha as /etc/sterna/pki
+  sterna pki revoke pki alpha  then copy pki/ca-crl.pem to every other host
+  sterna pki revoke pki        renews the list before it ends";
 
 /// After `sterna check --help`.
 pub(super) const CHECK: &str = "\

@@ -170,6 +170,14 @@ pub(crate) enum Pki {
         /// The host's name, as `[host] name` in its configuration
         host: HostName,
     },
+    /// Revoke the certificates in DIR/HOST/: adds them to DIR/ca-crl.pem, which goes to every host
+    Revoke {
+        /// The directory that `sterna pki init` made
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The host's name; without one the list is only renewed
+        host: Option<HostName>,
+    },
 }
 
 /// `sterna vm`.

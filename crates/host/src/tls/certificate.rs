@@ -50,7 +50,7 @@ impl fmt::Display for Validity {
 }
 
 /// A day as people write it (2026-11-22), of seconds since 1970.
-fn date(unix: i64) -> String {
+pub(super) fn date(unix: i64) -> String {
     match ASN1Time::from_timestamp(unix) {
         Ok(time) => time.to_datetime().date().to_string(),
         Err(_) => format!("{unix} s since 1970"),

@@ -121,6 +121,39 @@ pub enum IdentityError {
         /// What the verification says.
         error: String,
     },
+    /// Its authority has taken it back.
+    #[error(
+        "expected the certificate in {path} not to be revoked, found it in {crl}: issue a new one (sterna pki issue)",
+        path = path.display(), crl = crl.display()
+    )]
+    Revoked {
+        /// The certificate's file.
+        path: PathBuf,
+        /// The list's.
+        crl: PathBuf,
+    },
+    /// A list of revoked certificates by nobody that we know.
+    #[error(
+        "expected lists of revoked certificates of our CAs in {path}, found one of {found}: copy the ca-crl.pem that lies beside the CA's key",
+        path = path.display()
+    )]
+    CrlForeign {
+        /// The list's file.
+        path: PathBuf,
+        /// Who issued it.
+        found: String,
+    },
+    /// A list of revoked certificates that had to be replaced by now.
+    #[error(
+        "expected a list of revoked certificates that holds today in {path}, found one until {until}: renew it (sterna pki revoke DIR) and copy ca-crl.pem to every host",
+        path = path.display()
+    )]
+    CrlOver {
+        /// The list's file.
+        path: PathBuf,
+        /// Its last day.
+        until: String,
+    },
     /// The TLS library refuses it.
     #[error("expected a TLS configuration from {path}: {error}", path = path.display())]
     Setup {
@@ -184,6 +217,20 @@ pub enum TlsError {
     /// The peer showed no certificate.
     #[error("expected the peer to show a certificate, found none")]
     PeerHasNoCertificate,
+    /// The peer's certificate was taken back.
+    #[error(
+        "expected a peer whose certificate is not revoked, found it in our list of revoked ones"
+    )]
+    PeerRevoked,
+    /// Our list of revoked certificates had to be replaced by now, so that no certificate can be believed.
+    #[error("expected our list of revoked certificates to hold now: {problem}")]
+    CrlOver {
+        /// What the verification says, with times.
+        problem: String,
+    },
+    /// Our own certificate was taken back, says the peer.
+    #[error("expected the peer to accept our certificate, found that it lists it as revoked")]
+    RevokedByPeer,
     /// The peer's certificate is wrong in another way.
     #[error("expected a usable certificate from the peer: {problem}")]
     PeerCertificate {
@@ -221,7 +268,10 @@ impl TlsError {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match self {
-            Self::Name { .. } | Self::RefusedByPeer { .. } => Blame::Here,
+            Self::Name { .. }
+            | Self::RefusedByPeer { .. }
+            | Self::RevokedByPeer
+            | Self::CrlOver { .. } => Blame::Here,
             Self::Connect { .. } | Self::Timeout { .. } | Self::Truncated | Self::Io(_) => {
                 Blame::Link
             }
@@ -255,6 +305,18 @@ impl TlsError {
             Self::PeerNotValidNow { .. } => (
                 "peer-certificate-expired",
                 "issue a new certificate for the peer (sterna pki issue), or set the clocks right",
+            ),
+            Self::PeerRevoked => (
+                "peer-revoked",
+                "issue a new certificate for the peer (sterna pki issue) if it is still trusted",
+            ),
+            Self::CrlOver { .. } => (
+                "crl-expired",
+                "renew the list (sterna pki revoke DIR) and copy ca-crl.pem to every host",
+            ),
+            Self::RevokedByPeer => (
+                "certificate-revoked",
+                "issue a new certificate for this host (sterna pki issue) if it is still trusted",
             ),
             Self::PeerIsOther { .. } => (
                 "peer-name-mismatch",
@@ -318,6 +380,11 @@ impl TlsError {
             | CertificateError::NotValidYetContext { .. } => {
                 Self::PeerNotValidNow { problem: problem.to_string() }
             }
+            CertificateError::Revoked => Self::PeerRevoked,
+            CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. } => {
+                Self::CrlOver { problem: problem.to_string() }
+            }
             CertificateError::NotValidForNameContext { ref presented, .. } => match expected {
                 Some(expected) => Self::PeerIsOther {
                     expected: expected.clone(),
@@ -336,17 +403,33 @@ impl TlsError {
             | AlertDescription::HandshakeFailure => {
                 Self::PeerIncompatible { problem: format!("it answers {alert:?}") }
             }
+            AlertDescription::CertificateRevoked => Self::RevokedByPeer,
             // The last one: a CA of the same name but with another key fails at the signature.
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateRequired
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
-            | AlertDescription::DecryptError => Self::RefusedByPeer { alert: format!("{alert:?}") },
+            | AlertDescription::DecryptError => Self::RefusedByPeer { alert: in_words(alert) },
             other => Self::PeerGarbage { problem: format!("it answers {other:?}") },
         }
     }
+}
+
+/// What a peer means by refusing our certificate; the alert's name is for those who look it up.
+fn in_words(alert: AlertDescription) -> String {
+    let words = match alert {
+        AlertDescription::CertificateExpired => "it holds the certificate for expired",
+        AlertDescription::UnknownCA => {
+            "it does not know our CA, or its list of revoked certificates is out of date"
+        }
+        AlertDescription::DecryptError => "it finds another CA's signature",
+        AlertDescription::UnsupportedCertificate => "the certificate does not serve this purpose",
+        AlertDescription::CertificateRequired => "it saw no certificate",
+        AlertDescription::AccessDenied => "it denies us access",
+        _ => "it cannot use the certificate",
+    };
+    format!("{words} ({alert:?})")
 }

@@ -4,6 +4,7 @@ pub(crate) mod authority;
 mod data;
 mod handshake;
 mod identity;
+mod revocation;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

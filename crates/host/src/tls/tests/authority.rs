@@ -4,13 +4,18 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
     date_time_ymd,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::tls::{TlsFiles, TlsIdentity};
+use crate::tls::{CrlFile, TlsFiles, TlsIdentity};
 
 /// A folder that goes away with the test.
 pub(crate) struct Folder(PathBuf);
@@ -79,6 +84,46 @@ impl Authority {
         TlsIdentity::load(&self.files(host, |_| {})).unwrap()
     }
 
+    /// Where all its hosts look for a list of revoked certificates.
+    pub(super) fn crl_path(&self) -> PathBuf {
+        self.folder.path().join("crl.pem")
+    }
+
+    /// A list that revokes these certificates and holds until this year begins.
+    pub(super) fn crl(&self, revoked: &[&TlsFiles], until_year: i32) -> String {
+        self.crl_until(revoked, date_time_ymd(until_year, 1, 1).into())
+    }
+
+    /// The same, until this very second.
+    pub(super) fn crl_until(&self, revoked: &[&TlsFiles], until: SystemTime) -> String {
+        let revoked_certs = revoked.iter().map(|files| {
+            let der = CertificateDer::from_pem_file(&files.certificate).unwrap();
+            let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+                revocation_time: date_time_ymd(2024, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: until.into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
+    /// Puts a list where all its hosts look.
+    pub(super) fn publish(&self, crl: &str) {
+        let draft = self.folder.path().join("crl.draft");
+        fs::write(&draft, crl).unwrap();
+        fs::rename(draft, self.crl_path()).unwrap();
+    }
+
     fn write(&self, host: &str, certificate: &str, key: &str) -> TlsFiles {
         let file = |name: &str, text: &str, mode| {
             let path = self.folder.path().join(format!("{host}-{name}.pem"));
@@ -90,6 +135,7 @@ impl Authority {
             ca: file("ca", &self.pem, 0o644),
             certificate: file("cert", certificate, 0o644),
             key: file("key", key, 0o600),
+            crl: CrlFile::IfThere(self.crl_path()),
         }
     }
 }
