@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sterna_host::dirs::Dirs;
 use sterna_host::durable::{DurableError, FolderLock};
@@ -11,8 +11,8 @@ use sterna_host::tls::{IdentityError, LinkOptions, TlsFiles, TlsIdentity};
 use sterna_host::usage::AnonPeak;
 use sterna_model::JobId;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
+use crate::admission::{Admission, Complaint};
 use crate::config::{Config, ConfigError};
 use crate::incoming;
 use crate::jobs::Jobs;
@@ -20,9 +20,6 @@ use crate::journal::{self, JournalError};
 use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
 use crate::{certificates, control, leaving, recovery, service, visitors};
-
-/// Peers' connections that are being greeted at a time; a flood waits in the kernel's queue.
-const MAX_GREETINGS: usize = 64;
 
 /// What all parts of the agent share.
 #[derive(Debug)]
@@ -35,6 +32,8 @@ pub(crate) struct Agent {
     pub registry: Registry,
     /// The jobs.
     pub jobs: Jobs,
+    /// Who of the peers has a place.
+    pub admission: Arc<Admission>,
     /// Our own anonymous memory.
     pub anonymous: AnonPeak,
     incoming: Mutex<HashMap<JobId, incoming::Handle>>,
@@ -112,15 +111,16 @@ async fn serve(config: Config) -> Result<(), AgentError> {
 
 /// Takes connections of peers for as long as the agent runs.
 pub(crate) async fn greet_peers(agent: Arc<Agent>, listener: TcpListener) {
-    let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
     loop {
-        let Ok(permit) = Arc::clone(&greetings).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, address)) => {
+                let stranger = agent.admission.stranger(address.ip());
                 let agent = Arc::clone(&agent);
                 tokio::spawn(async move {
-                    if let Err(error) = visitors::receive(&agent, socket, permit).await {
-                        tracing::warn!(%address, %error, "a peer's connection was turned away");
+                    if let Err(error) = visitors::receive(&agent, socket, stranger).await {
+                        agent.complain(|| {
+                            tracing::warn!(%address, %error, "a peer's connection was turned away");
+                        });
                     }
                 });
             }
@@ -175,6 +175,7 @@ impl Agent {
             identity,
             registry,
             jobs: Jobs::default(),
+            admission: Arc::default(),
             anonymous: AnonPeak::default(),
             incoming: Mutex::default(),
             _lock: lock,
@@ -186,6 +187,21 @@ impl Agent {
     #[must_use]
     pub(crate) fn link_options(&self) -> LinkOptions {
         LinkOptions { silence_limit: self.config.limits.link_timeout, ..LinkOptions::default() }
+    }
+
+    /// Logs a complaint about a peer, unless there are very many.
+    pub(crate) fn complain(&self, log: impl FnOnce()) {
+        match self.admission.complain(Instant::now()) {
+            Complaint::Told => log(),
+            Complaint::Counted => {}
+            Complaint::AfterSome(count) => {
+                tracing::warn!(
+                    count,
+                    "so many more complaints about peers' connections were not logged one by one"
+                );
+                log();
+            }
+        }
     }
 
     /// After so much silence a source counts as gone: as either host has it, whichever is less.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sterna_api::{JobView, Progress, Report};
 use sterna_host::clock;
-use sterna_model::{HostName, JobId, VmName};
+use sterna_model::{HostName, JobId, Refusal, VmName};
 use tokio::sync::{Notify, watch};
 
 use crate::journal::MAX_JOURNALS;
@@ -58,6 +58,33 @@ pub(crate) struct Ended {
     pub state: String,
     /// Why, if it did not go well.
     pub error: Option<String>,
+}
+
+/// Why a job that a peer asks for is not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotBegun {
+    /// There is or was one of its id.
+    Known,
+    /// So many are running already.
+    TooMany(usize),
+}
+
+impl NotBegun {
+    /// In the words that the peer gets.
+    #[must_use]
+    pub(crate) fn to_refusal(self, id: &JobId) -> Refusal {
+        match self {
+            Self::Known => {
+                let reason = format!("the job {id} is known here already");
+                Refusal::new("job-known", reason, "begin the move again")
+            }
+            Self::TooMany(most) => {
+                let reason = format!("expected fewer than {most} jobs at a time, found {most}");
+                let remedy = "wait, or raise limits.jobs at the destination";
+                Refusal::new("too-many-jobs", reason, remedy)
+            }
+        }
+    }
 }
 
 impl Job {
@@ -228,16 +255,35 @@ impl Jobs {
         job
     }
 
+    /// A new job that a peer has named. Looked at and begun in one step: peers may ask for two at the same time.
+    ///
+    /// # Errors
+    /// When the id is known, or `most` jobs are running.
+    pub(crate) fn begin_at_most(
+        &self,
+        most: usize,
+        (id, vm): (JobId, VmName),
+        peer: HostName,
+        role: Role,
+    ) -> Result<Arc<Job>, NotBegun> {
+        let mut jobs = self.lock();
+        if let Some(hindrance) = hindrance(&jobs, &id, most) {
+            return Err(hindrance);
+        }
+        let job = Job::new(id, vm, peer, role, clock::wall_time());
+        insert(&mut jobs, Arc::clone(&job));
+        Ok(job)
+    }
+
+    /// Why a job of this id would not be begun, if it would not.
+    #[must_use]
+    pub(crate) fn hindrance(&self, id: &JobId, most: usize) -> Option<NotBegun> {
+        hindrance(&self.lock(), id, most)
+    }
+
     /// Remembers a job; forgets the oldest that are over when there are too many.
     pub(crate) fn insert(&self, job: Arc<Job>) {
-        let mut jobs = self.lock();
-        jobs.insert(job.id.clone(), job);
-        let over = jobs.values().filter(|job| job.is_over());
-        let mut over: Vec<_> = over.map(|job| (job.started_at.clone(), job.id.clone())).collect();
-        if over.len() > MAX_ENDED {
-            over.sort();
-            over.iter().take(over.len() - MAX_ENDED).for_each(|(_, id)| drop(jobs.remove(id)));
-        }
+        insert(&mut self.lock(), job);
     }
 
     /// The job of this id.
@@ -269,10 +315,60 @@ impl Jobs {
     /// Jobs that are not over.
     #[must_use]
     pub(crate) fn running(&self) -> usize {
-        self.lock().values().filter(|job| !job.is_over()).count()
+        running(&self.lock())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Job>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Remembered = BTreeMap<JobId, Arc<Job>>;
+
+fn running(jobs: &Remembered) -> usize {
+    jobs.values().filter(|job| !job.is_over()).count()
+}
+
+fn hindrance(jobs: &Remembered, id: &JobId, most: usize) -> Option<NotBegun> {
+    match (jobs.contains_key(id), running(jobs)) {
+        (true, _) => Some(NotBegun::Known),
+        (false, running) if running >= most => Some(NotBegun::TooMany(most)),
+        _ => None,
+    }
+}
+
+fn insert(jobs: &mut Remembered, job: Arc<Job>) {
+    jobs.insert(job.id.clone(), job);
+    let over = jobs.values().filter(|job| job.is_over());
+    let mut over: Vec<_> = over.map(|job| (job.started_at.clone(), job.id.clone())).collect();
+    if over.len() > MAX_ENDED {
+        over.sort();
+        over.iter().take(over.len() - MAX_ENDED).for_each(|(_, id)| drop(jobs.remove(id)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_that_are_asked_for_at_the_same_time_stay_within_the_limit() {
+        let jobs = Jobs::default();
+        let begin = |id: &str| {
+            let job = (id.parse().unwrap(), "web".parse().unwrap());
+            jobs.begin_at_most(3, job, "alpha".parse().unwrap(), Role::Destination)
+        };
+        let begun = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..32)
+                .map(|number| scope.spawn(move || begin(&format!("job-{}", number % 8)).is_ok()))
+                .collect();
+            asked.into_iter().map(|it| it.join().unwrap()).filter(|ok| *ok).count()
+        });
+        assert_eq!((begun, jobs.running()), (3, 3));
+        jobs.all()[0].end("discarded", None, None);
+        let known = jobs.all()[0].id().clone();
+        assert_eq!(begin(known.as_str()).unwrap_err(), NotBegun::Known, "also when it is over");
+        assert!(begin("job-9").is_ok());
+        assert_eq!(begin("job-10").unwrap_err(), NotBegun::TooMany(3));
     }
 }

@@ -9,6 +9,7 @@
 //! at the start: recovery (what the journals say must be done)
 //! ```
 
+mod admission;
 mod agent;
 mod certificates;
 mod checkup;

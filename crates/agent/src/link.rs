@@ -84,11 +84,14 @@ impl Link {
         let counts = Arc::new(Counts::default());
         let writing = write_all(write_half, greeted.writer, messages, Arc::clone(&counts));
         tokio::spawn(writing.in_current_span());
-        let reading = Arc::clone(&counts);
+        let (reading, reader_of) = (Arc::clone(&counts), peer.clone());
         tokio::spawn(async move {
             let mut read_half = read_half;
-            let why = read_all(&mut read_half, greeted.reader, them, &reading, &inbound).await;
-            let _ = inbound.send(Inbound::Closed(why)).await;
+            let end = read_all(&mut read_half, greeted.reader, them, &reading, &inbound).await;
+            if let End::Misbehaved(_) = &end {
+                tracing::warn!(peer = %reader_of, why = %end, "a peer's connection is closed");
+            }
+            let _ = inbound.send(Inbound::Closed(end.to_string())).await;
         });
         Self { peer, unsent, counts }
     }
@@ -156,6 +159,22 @@ async fn write_all(
     let _ = tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
 }
 
+/// Why nothing more comes.
+#[derive(Debug)]
+enum End {
+    Closed(String),
+    Misbehaved(String),
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Closed(why) => f.write_str(why),
+            Self::Misbehaved(why) => write!(f, "the peer misbehaves: {why}"),
+        }
+    }
+}
+
 /// Reads until nothing more comes; tells why.
 async fn read_all(
     stream: &mut (impl AsyncRead + Unpin),
@@ -163,13 +182,13 @@ async fn read_all(
     them: Sender,
     counts: &Counts,
     inbound: &mpsc::Sender<Inbound>,
-) -> String {
+) -> End {
     loop {
         match read_frame(stream, &mut reader).await {
             Ok(true) => {}
-            Ok(false) => return "the peer has closed the connection".into(),
-            Err(FrameStreamError::Connection(error)) => return error.to_string(),
-            Err(FrameStreamError::Frame(error)) => return format!("the peer misbehaves: {error}"),
+            Ok(false) => return End::Closed("the peer has closed the connection".into()),
+            Err(FrameStreamError::Connection(error)) => return End::Closed(error.to_string()),
+            Err(FrameStreamError::Frame(error)) => return End::Misbehaved(error.to_string()),
         }
         let Some(frame) = reader.frame() else { continue };
         counts
@@ -178,17 +197,16 @@ async fn read_all(
         let heard = match frame.kind {
             FrameKind::Control => match Message::decode(frame.payload, them) {
                 Ok(message) => Inbound::Message(Box::new(message)),
-                Err(error) => return format!("the peer misbehaves: {error}"),
+                Err(error) => return End::Misbehaved(error.to_string()),
             },
             FrameKind::Tail => Inbound::Tail(frame.payload.to_vec()),
             kind => {
-                return format!(
-                    "the peer misbehaves: expected a message, found a frame of kind {kind}"
-                );
+                let why = format!("expected a message, found a frame of kind {kind}");
+                return End::Misbehaved(why);
             }
         };
         if inbound.send(heard).await.is_err() {
-            return "nobody listens to the peer any more".into();
+            return End::Closed("nobody listens to the peer any more".into());
         }
     }
 }
@@ -241,7 +259,7 @@ mod tests {
             assert!(matches!(*message, Message::Ping(echo) if echo.nonce == expected));
         }
         flooding.await.unwrap();
-        assert!(reading.await.unwrap().contains("closed"));
+        assert!(reading.await.unwrap().to_string().contains("closed"));
     }
 
     #[tokio::test]
@@ -252,6 +270,6 @@ mod tests {
         flood(theirs, 3).await;
         let counts = Counts::default();
         let why = read_all(&mut ours, reader, Sender::Source, &counts, &sender).await;
-        assert!(why.contains("nobody listens"));
+        assert!(why.to_string().contains("nobody listens"));
     }
 }

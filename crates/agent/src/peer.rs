@@ -65,6 +65,19 @@ pub(crate) enum PeerError {
         /// Why.
         refusal: Box<Refusal>,
     },
+    /// It keeps a connection open without using it.
+    #[error("{peer} misbehaves: expected something from it within {limit_s} s, found silence", limit_s = limit.as_secs())]
+    Idle {
+        /// The peer.
+        peer: HostName,
+        /// How long it was given.
+        limit: std::time::Duration,
+    },
+    /// It had not said who it is when newer connections needed its place.
+    #[error(
+        "expected the handshake to end before very many others began, found a flood of connections"
+    )]
+    CrowdedOut,
     /// It says nothing.
     #[error("{peer} does not answer our hello")]
     Silent {
@@ -80,7 +93,7 @@ impl PeerError {
         match self {
             Self::Tls(error) => error.to_refusal(),
             Self::Refused { refusal, .. } => (**refusal).clone(),
-            Self::Closed { .. } | Self::Silent { .. } => {
+            Self::Closed { .. } | Self::Silent { .. } | Self::Idle { .. } | Self::CrowdedOut => {
                 Refusal::new("peer-silent", self.to_string(), "look at the peer's log")
             }
             Self::Frame { .. } | Self::Hello { .. } => {

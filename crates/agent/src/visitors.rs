@@ -5,71 +5,124 @@
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sterna_host::tls::{read_frame, write_frame};
 use sterna_model::{HostName, Refusal};
 use sterna_wire::message::{Answer, Inquire, Prepare, Refused};
 use sterna_wire::{AnswerState, FrameKind, Message, Role, Sender};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
+use crate::admission::{Stranger, Visit};
 use crate::agent::Agent;
 use crate::incoming::{self, DataConnection};
+use crate::jobs::NotBegun;
 use crate::journal;
 use crate::link::{Greeted, Inbound, Link, MAX_UNREAD};
 use crate::peer::{PeerError, Visitor};
 use crate::recovery;
 
-/// Receives one connection of a peer. The permit is given up when the peer has been greeted.
+/// Until a control connection says what it is for, and then between two of its messages. Sources ping each second.
+const SILENCE_MIN: Duration = Duration::from_secs(30);
+/// A whole visit that only looks: pings, one question, half a second of probes over a slow link.
+const CHECK_LIMIT: Duration = Duration::from_secs(180);
+
+/// A peer that was let in, and what for.
+enum Arrived {
+    Control(Greeted, Visit),
+    Check(Greeted, Visit),
+    Data(Greeted, u16, incoming::Handle),
+    /// It was sent away, and told why.
+    Refused(Refusal),
+}
+
+/// Receives one connection of a peer. The stranger's place is given up when the peer has been greeted.
 ///
 /// # Errors
 /// When the peer cannot be talked to, or is turned away.
 pub(crate) async fn receive(
     agent: &Arc<Agent>,
     socket: TcpStream,
-    permit: OwnedSemaphorePermit,
+    stranger: Stranger,
 ) -> Result<(), PeerError> {
-    let visitor = Visitor::take(socket, &agent.identity, agent.link_options()).await?;
-    let peer = visitor.peer().clone();
-    if !agent.config.peers.contains_key(&peer) {
-        let reason = format!("{} does not know the host {peer}", agent.config.name);
-        let refusal = Refusal::new(
-            "peer-not-allowed",
-            reason,
-            format!("add [peers.{peer}] to its configuration"),
-        );
-        visitor.refuse(&refusal).await?;
-        return Err(PeerError::Refused { peer, refusal: Box::new(refusal) });
-    }
-    match visitor.role().clone() {
-        Role::Control => {
-            let greeted = visitor.welcome().await?;
-            drop(permit);
-            control(agent, &peer, greeted).await?;
+    let (peer, arrived) = tokio::select! {
+        arrived = arrive(agent, socket) => arrived?,
+        () = stranger.crowded_out() => return Err(PeerError::CrowdedOut),
+    };
+    // A job that has much to hear must not keep other peers from being greeted.
+    drop(stranger);
+    match arrived {
+        Arrived::Control(greeted, _visit) => control(agent, &peer, greeted).await,
+        Arrived::Check(greeted, _visit) => {
+            let silent = |_| PeerError::Idle { peer: peer.clone(), limit: CHECK_LIMIT };
+            timeout(CHECK_LIMIT, check(agent, &peer, greeted)).await.map_err(silent)?
         }
-        Role::Data { job, token, connection } => {
-            let handle = agent.incoming(&job);
-            let Some(handle) = handle.filter(|handle| handle.peer == peer && handle.token == token)
-            else {
-                let reason = format!("no job {job} of {peer} waits for data with this token");
-                let refusal = Refusal::new("job-unknown", reason, "begin the move again");
-                return visitor.refuse(&refusal).await;
-            };
-            let greeted = visitor.welcome().await?;
-            // A job that has much to hear must not keep other peers from being greeted.
-            drop(permit);
+        Arrived::Data(greeted, number, handle) => {
             greeted.connection.limit_silence(handle.silence_limit)?;
             let link = greeted.connection.into_blocking()?;
-            let data = DataConnection { number: connection, link, frames: greeted.reader };
-            handle.data(data).await;
+            handle.data(DataConnection { number, link, frames: greeted.reader }).await;
+            Ok(())
         }
-        Role::Check => {
-            let greeted = visitor.welcome().await?;
-            drop(permit);
-            check(agent, &peer, greeted).await?;
+        Arrived::Refused(refusal) => Err(PeerError::Refused { peer, refusal: Box::new(refusal) }),
+    }
+}
+
+/// From the first byte to our reply to the hello: who it is, and whether it may have what it asks for.
+async fn arrive(agent: &Arc<Agent>, socket: TcpStream) -> Result<(HostName, Arrived), PeerError> {
+    let visitor = Visitor::take(socket, &agent.identity, agent.link_options()).await?;
+    let peer = visitor.peer().clone();
+    let arrived = match admitted(agent, &peer, visitor.role()) {
+        Err(refusal) => {
+            visitor.refuse(&refusal).await?;
+            Arrived::Refused(refusal)
+        }
+        Ok(Purpose::Control(visit)) => Arrived::Control(visitor.welcome().await?, visit),
+        Ok(Purpose::Check(visit)) => Arrived::Check(visitor.welcome().await?, visit),
+        Ok(Purpose::Data(number, handle)) => {
+            Arrived::Data(visitor.welcome().await?, number, handle)
+        }
+    };
+    Ok((peer, arrived))
+}
+
+/// What a peer may use its connection for.
+enum Purpose {
+    Control(Visit),
+    Check(Visit),
+    Data(u16, incoming::Handle),
+}
+
+fn admitted(agent: &Arc<Agent>, peer: &HostName, role: &Role) -> Result<Purpose, Refusal> {
+    if !agent.config.peers.contains_key(peer) {
+        let reason = format!("{} does not know the host {peer}", agent.config.name);
+        let remedy = format!("add [peers.{peer}] to its configuration");
+        return Err(Refusal::new("peer-not-allowed", reason, remedy));
+    }
+    match role {
+        Role::Control => visit(agent, peer).map(Purpose::Control),
+        Role::Check => visit(agent, peer).map(Purpose::Check),
+        // As many as the job has agreed on: the job counts them.
+        Role::Data { job, token, connection } => {
+            let handle = agent.incoming(job);
+            let handle = handle.filter(|handle| handle.peer == *peer && handle.token == *token);
+            let handle = handle.ok_or_else(|| {
+                let reason = format!("no job {job} of {peer} waits for data with this token");
+                Refusal::new("job-unknown", reason, "begin the move again")
+            })?;
+            Ok(Purpose::Data(*connection, handle))
         }
     }
-    Ok(())
+}
+
+fn visit(agent: &Arc<Agent>, peer: &HostName) -> Result<Visit, Refusal> {
+    agent.admission.visit(peer, agent.config.limits.jobs).map_err(|most| {
+        let reason =
+            format!("expected fewer than {most} connections of {peer} at a time, found {most}");
+        let remedy = format!("look what {peer} does, and restart its agent");
+        Refusal::new("too-many-connections", reason, remedy)
+    })
 }
 
 /// A control connection: its first messages say what it is for.
@@ -78,7 +131,10 @@ async fn control(
     peer: &HostName,
     mut greeted: Greeted,
 ) -> Result<(), PeerError> {
-    let Some(first) = first_message(peer, &mut greeted).await? else { return Ok(()) };
+    let limit = agent.config.limits.link_timeout.max(SILENCE_MIN);
+    let idle = |_| PeerError::Idle { peer: peer.clone(), limit };
+    let first = timeout(limit, first_message(agent, peer, &mut greeted)).await.map_err(idle)??;
+    let Some(first) = first else { return Ok(()) };
     if let Message::Prepare(prepare) = &first {
         greeted.connection.limit_silence(agent.silence_limit(prepare.link_timeout_ms))?;
     }
@@ -90,28 +146,46 @@ async fn control(
             Message::Prepare(prepare) => {
                 if let Some(handle) = begin(agent, peer, prepare, &link).await {
                     drop(link);
-                    while let Some(inbound) = inbox.recv().await {
-                        handle.inbound(inbound).await;
-                    }
+                    pass_on(&mut inbox, &handle).await;
                 }
                 return Ok(());
             }
             Message::Inquire(inquire) => answer(agent, peer, &inquire, &link).await,
             Message::Ping(echo) => drop(link.send(&Message::Pong(echo)).await),
             other => {
-                tracing::warn!(%peer, message = other.name(), "a peer sent a message that begins nothing");
+                agent.complain(|| {
+                    tracing::warn!(%peer, message = other.name(), "a peer sent a message that begins nothing");
+                });
                 return Ok(());
             }
         }
-        if let Some(Inbound::Message(message)) = inbox.recv().await {
+        if let Some(Inbound::Message(message)) = timeout(limit, inbox.recv()).await.map_err(idle)? {
             next = Some(*message);
         }
     }
     Ok(())
 }
 
+/// Gives a job what comes on its control connection. A source that is alive pings; one that only keeps its connection
+/// open must not keep a QEMU waiting for ever.
+async fn pass_on(inbox: &mut mpsc::Receiver<Inbound>, handle: &incoming::Handle) {
+    let limit = handle.silence_limit.max(SILENCE_MIN);
+    loop {
+        let Ok(inbound) = timeout(limit, inbox.recv()).await else {
+            let why = format!("it said nothing for {} s", limit.as_secs());
+            let _ = handle.inbound(Inbound::Closed(why)).await;
+            return;
+        };
+        let Some(inbound) = inbound else { return };
+        if !handle.inbound(inbound).await {
+            return;
+        }
+    }
+}
+
 /// What a peer says first, before anything else is read for it.
 async fn first_message(
+    agent: &Agent,
     peer: &HostName,
     greeted: &mut Greeted,
 ) -> Result<Option<Message>, PeerError> {
@@ -126,7 +200,7 @@ async fn first_message(
     match Message::decode(frame.payload, Sender::Source) {
         Ok(message) => Ok(Some(message)),
         Err(error) => {
-            tracing::warn!(%peer, %error, "a peer misbehaves");
+            agent.complain(|| tracing::warn!(%peer, %error, "a peer misbehaves"));
             Ok(None)
         }
     }
@@ -140,10 +214,8 @@ async fn begin(
 ) -> Option<incoming::Handle> {
     let (job, vm) = (prepare.job.clone(), prepare.vm.clone());
     let begun = look_at(agent, peer, &prepare).and_then(|checked| {
-        incoming::begin(agent, peer, (prepare, checked), link.clone()).map_err(|error| {
-            let remedy = "look at the destination's log";
-            vec![Refusal::new("destination-not-ready", error.to_string(), remedy)]
-        })
+        incoming::begin(agent, peer, (prepare, checked), link.clone())
+            .map_err(|refusal| vec![refusal])
     });
     match begun {
         Ok(handle) => {
@@ -153,7 +225,7 @@ async fn begin(
         Err(refusals) => {
             // Nothing was begun: neither a job nor a journal is left of it.
             for refusal in &refusals {
-                tracing::warn!(%job, %vm, %peer, %refusal, "a VM was refused");
+                agent.complain(|| tracing::warn!(%job, %vm, %peer, %refusal, "a VM was refused"));
             }
             let _ = link.send(&Message::Refused(Refused::new(&refusals))).await;
             None
@@ -169,7 +241,8 @@ fn look_at(
 ) -> Result<incoming::Checked, Vec<Refusal>> {
     match refused(agent, peer, prepare) {
         Some(refusal) => Err(vec![refusal]),
-        None => incoming::check(agent, prepare),
+        // It looks at files, which may lie on a network that does not answer.
+        None => tokio::task::block_in_place(|| incoming::check(agent, prepare)),
     }
 }
 
@@ -182,22 +255,12 @@ fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal>
         let reason = format!("the agent of {} is being ended", agent.config.name);
         return Some(Refusal::new("destination-not-ready", reason, "try again in a minute"));
     }
-    let most = agent.config.limits.jobs;
-    if agent.jobs.running() >= most {
-        let reason = format!("expected fewer than {most} jobs at a time, found {most}");
-        return Some(Refusal::new(
-            "too-many-jobs",
-            reason,
-            "wait, or raise limits.jobs at the destination",
-        ));
-    }
     // An old job's journal must not get another one's entries.
-    let has_journal = journal::path_of(&agent.config.state_dir, &prepare.job).exists();
-    if has_journal || agent.jobs.get(&prepare.job).is_some() {
-        let reason = format!("the job {} is known here already", prepare.job);
-        return Some(Refusal::new("job-known", reason, "begin the move again"));
+    if journal::path_of(&agent.config.state_dir, &prepare.job).exists() {
+        return Some(NotBegun::Known.to_refusal(&prepare.job));
     }
-    None
+    let hindrance = agent.jobs.hindrance(&prepare.job, agent.config.limits.jobs);
+    hindrance.map(|hindrance| hindrance.to_refusal(&prepare.job))
 }
 
 /// Why no VM of this peer is taken, if none is.

@@ -282,6 +282,8 @@ impl Streams {
             connected.handle.close();
         }
         self.loader = None;
+        // The job may be asked what became of it for long; it does not need the guest's memory for that.
+        self.tail = Vec::new();
     }
 }
 

@@ -1,7 +1,5 @@
 //! Peers that ask, over real connections.
 
-use std::time::Duration;
-
 use sterna_model::{Epoch, JobId};
 use sterna_wire::message::{Echo, Final};
 use sterna_wire::{AnswerState, GuestState, PageKey, Verify};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_model::HostName;
+use sterna_model::{HostName, Refusal};
 use sterna_wire::Token;
 use sterna_wire::message::Prepare;
 use tokio::sync::mpsc;
@@ -56,28 +56,34 @@ impl Handle {
         let _ = self.queue.send(FromPeer::AgentEnds).await;
     }
 
-    /// Something came on the job's control connection.
-    pub(crate) async fn inbound(&self, inbound: Inbound) {
-        let _ = self.queue.send(FromPeer::Inbound(inbound)).await;
+    /// Something came on the job's control connection. `false` when the job hears nothing any more.
+    pub(crate) async fn inbound(&self, inbound: Inbound) -> bool {
+        self.queue.send(FromPeer::Inbound(inbound)).await.is_ok()
     }
 }
 
 /// Begins a job that a peer asked for and that was found good; its drive loop runs until the job is over.
 ///
 /// # Errors
-/// When there are no random bytes for its token.
+/// When there are no random bytes for its token, or another job was begun since it was looked at.
 pub(crate) fn begin(
     agent: &Arc<Agent>,
     peer: &HostName,
     (prepare, checked): (Prepare, Checked),
     link: Link,
-) -> std::io::Result<Handle> {
+) -> Result<Handle, Refusal> {
     let (to_events, events) = mpsc::unbounded_channel();
     let (queue, from_peer) = mpsc::channel(MAX_UNREAD);
-    let token = Token(crate::random::bytes()?);
+    let no_random = |error: std::io::Error| {
+        let remedy = "look at the destination's log";
+        Refusal::new("destination-not-ready", format!("no random bytes: {error}"), remedy)
+    };
+    let token = Token(crate::random::bytes().map_err(no_random)?);
     let silence_limit = agent.silence_limit(prepare.link_timeout_ms);
-    let job =
-        agent.jobs.begin(prepare.job.clone(), prepare.vm.clone(), peer.clone(), Role::Destination);
+    let (id, most) = (prepare.job.clone(), agent.config.limits.jobs);
+    let named = (id.clone(), prepare.vm.clone());
+    let job = agent.jobs.begin_at_most(most, named, peer.clone(), Role::Destination);
+    let job = job.map_err(|not_begun| not_begun.to_refusal(&id))?;
     let span = job.span();
     tracing::info!(parent: &span, from = %peer, "a VM begins to arrive");
     let drive = Drive::new(Arc::clone(agent), job, (prepare, checked), token, link, to_events);
