@@ -9,7 +9,7 @@ use sterna_host::tls::{
 use sterna_model::{HostName, Refusal};
 use sterna_wire::{
     Agreed, Capabilities, Frame, FrameKind, FrameReader, FrameWriter, Hello, HelloError, Offer,
-    Reply, Role, Welcome,
+    Reply, Role, Welcome, negotiate,
 };
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -51,6 +51,14 @@ pub(crate) enum PeerError {
         /// How.
         error: HelloError,
     },
+    /// It broke the protocol after that.
+    #[error("{peer} misbehaves: {why}")]
+    Misbehaves {
+        /// The peer.
+        peer: HostName,
+        /// How: what was expected, what was found.
+        why: String,
+    },
     /// It closed the connection instead of answering.
     #[error("{peer} closed the connection instead of answering our hello")]
     Closed {
@@ -60,6 +68,14 @@ pub(crate) enum PeerError {
     /// It says no.
     #[error("{peer} refuses: {refusal}")]
     Refused {
+        /// The peer.
+        peer: HostName,
+        /// Why.
+        refusal: Box<Refusal>,
+    },
+    /// We say no to it.
+    #[error("{peer} was refused: {refusal}")]
+    TurnedAway {
         /// The peer.
         peer: HostName,
         /// Why.
@@ -92,11 +108,11 @@ impl PeerError {
     pub(crate) fn to_refusal(&self) -> Refusal {
         match self {
             Self::Tls(error) => error.to_refusal(),
-            Self::Refused { refusal, .. } => (**refusal).clone(),
+            Self::Refused { refusal, .. } | Self::TurnedAway { refusal, .. } => (**refusal).clone(),
             Self::Closed { .. } | Self::Silent { .. } | Self::Idle { .. } | Self::CrowdedOut => {
                 Refusal::new("peer-silent", self.to_string(), "look at the peer's log")
             }
-            Self::Frame { .. } | Self::Hello { .. } => {
+            Self::Frame { .. } | Self::Hello { .. } | Self::Misbehaves { .. } => {
                 let remedy =
                     "check that a Sterna agent listens there, and upgrade the older one of both";
                 Refusal::new("peer-misbehaves", self.to_string(), remedy)
@@ -219,19 +235,20 @@ impl Visitor {
         &self.hello.role
     }
 
-    /// Welcomes the peer, if our protocols meet.
+    /// Why we cannot speak with the peer, if our protocols do not meet.
+    #[must_use]
+    pub(crate) fn unmet(&self) -> Option<Refusal> {
+        negotiate(&our_offer(), &self.hello.offer).err()
+    }
+
+    /// Welcomes the peer, whose protocols meet ours.
     ///
     /// # Errors
-    /// When they do not, or the connection fails.
+    /// When the connection fails.
     pub(crate) async fn welcome(mut self) -> Result<Greeted, PeerError> {
         let reply = Reply::to_offer(&our_offer(), &self.hello.offer);
         self.send(&reply).await?;
-        match reply {
-            Reply::Welcome(_) => Ok(self.greeted),
-            Reply::Refused { refusal } => {
-                Err(PeerError::Refused { peer: self.peer().clone(), refusal: Box::new(refusal) })
-            }
-        }
+        Ok(self.greeted)
     }
 
     /// Sends the peer away.

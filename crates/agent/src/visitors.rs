@@ -65,7 +65,9 @@ pub(crate) async fn receive(
             handle.data(DataConnection { number, link, frames: greeted.reader }).await;
             Ok(())
         }
-        Arrived::Refused(refusal) => Err(PeerError::Refused { peer, refusal: Box::new(refusal) }),
+        Arrived::Refused(refusal) => {
+            Err(PeerError::TurnedAway { peer, refusal: Box::new(refusal) })
+        }
     }
 }
 
@@ -73,7 +75,11 @@ pub(crate) async fn receive(
 async fn arrive(agent: &Arc<Agent>, socket: TcpStream) -> Result<(HostName, Arrived), PeerError> {
     let visitor = Visitor::take(socket, &agent.identity, agent.link_options()).await?;
     let peer = visitor.peer().clone();
-    let arrived = match admitted(agent, &peer, visitor.role()) {
+    let admitted = match visitor.unmet() {
+        Some(refusal) => Err(refusal),
+        None => admitted(agent, &peer, visitor.role()),
+    };
+    let arrived = match admitted {
         Err(refusal) => {
             visitor.refuse(&refusal).await?;
             Arrived::Refused(refusal)
@@ -133,7 +139,7 @@ async fn control(
 ) -> Result<(), PeerError> {
     let limit = agent.config.limits.link_timeout.max(SILENCE_MIN);
     let idle = |_| PeerError::Idle { peer: peer.clone(), limit };
-    let first = timeout(limit, first_message(agent, peer, &mut greeted)).await.map_err(idle)??;
+    let first = timeout(limit, first_message(peer, &mut greeted)).await.map_err(idle)??;
     let Some(first) = first else { return Ok(()) };
     if let Message::Prepare(prepare) = &first {
         greeted.connection.limit_silence(agent.silence_limit(prepare.link_timeout_ms))?;
@@ -153,10 +159,9 @@ async fn control(
             Message::Inquire(inquire) => answer(agent, peer, &inquire, &link).await,
             Message::Ping(echo) => drop(link.send(&Message::Pong(echo)).await),
             other => {
-                agent.complain(|| {
-                    tracing::warn!(%peer, message = other.name(), "a peer sent a message that begins nothing");
-                });
-                return Ok(());
+                let why =
+                    format!("expected a message that begins something, found {}", other.name());
+                return Err(misbehaves(peer, why));
             }
         }
         if let Some(Inbound::Message(message)) = timeout(limit, inbox.recv()).await.map_err(idle)? {
@@ -185,7 +190,6 @@ async fn pass_on(inbox: &mut mpsc::Receiver<Inbound>, handle: &incoming::Handle)
 
 /// What a peer says first, before anything else is read for it.
 async fn first_message(
-    agent: &Agent,
     peer: &HostName,
     greeted: &mut Greeted,
 ) -> Result<Option<Message>, PeerError> {
@@ -194,16 +198,19 @@ async fn first_message(
     if !read_frame(connection.stream(), reader).await.map_err(failed)? {
         return Ok(None);
     }
-    let Some(frame) = reader.frame().filter(|frame| frame.kind == FrameKind::Control) else {
-        return Ok(None);
-    };
-    match Message::decode(frame.payload, Sender::Source) {
-        Ok(message) => Ok(Some(message)),
-        Err(error) => {
-            agent.complain(|| tracing::warn!(%peer, %error, "a peer misbehaves"));
-            Ok(None)
-        }
+    let Some(frame) = reader.frame() else { return Ok(None) };
+    match frame.kind {
+        FrameKind::Control => decode(peer, frame.payload).map(Some),
+        kind => Err(misbehaves(peer, format!("expected a message, found a frame of kind {kind}"))),
     }
+}
+
+fn decode(peer: &HostName, payload: &[u8]) -> Result<Message, PeerError> {
+    Message::decode(payload, Sender::Source).map_err(|error| misbehaves(peer, error.to_string()))
+}
+
+fn misbehaves(peer: &HostName, why: String) -> PeerError {
+    PeerError::Misbehaves { peer: peer.clone(), why }
 }
 
 async fn begin(
@@ -290,22 +297,31 @@ async fn check(agent: &Agent, peer: &HostName, greeted: Greeted) -> Result<(), P
     let Greeted { mut connection, mut reader, mut writer } = greeted;
     let failed = |error| PeerError::Frame { peer: peer.clone(), error };
     while read_frame(connection.stream(), &mut reader).await.map_err(failed)? {
-        let Some(frame) = reader.frame().filter(|frame| frame.kind == FrameKind::Control) else {
-            continue;
+        let Some(frame) = reader.frame() else { continue };
+        let message = match frame.kind {
+            FrameKind::Probe => continue,
+            FrameKind::Control => decode(peer, frame.payload)?,
+            kind => {
+                let why = format!("expected a message or a probe, found a frame of kind {kind}");
+                return Err(misbehaves(peer, why));
+            }
         };
-        let reply = match Message::decode(frame.payload, Sender::Source) {
-            Ok(Message::Ping(echo)) => Message::Pong(echo),
+        let reply = match message {
+            Message::Ping(echo) => Message::Pong(echo),
             // Would this VM be taken? Everything is checked, nothing is begun; no refusals mean yes.
-            Ok(Message::Prepare(prepare)) => {
+            Message::Prepare(prepare) => {
                 let refusals = look_at(agent, peer, &prepare).err().unwrap_or_default();
                 Message::Refused(Refused::new(&refusals))
             }
             // Would any VM be taken? A job that nobody knows, or the reason why not.
-            Ok(Message::Inquire(inquire)) => match not_accepted(agent, peer) {
+            Message::Inquire(inquire) => match not_accepted(agent, peer) {
                 Some(refusal) => Message::Refused(Refused::new(&[refusal])),
                 None => Message::Answer(Answer { job: inquire.job, state: AnswerState::Unknown }),
             },
-            _ => return Ok(()),
+            other => {
+                let why = format!("expected a question, found {}", other.name());
+                return Err(misbehaves(peer, why));
+            }
         };
         let Ok(payload) = reply.encode() else { return Ok(()) };
         write_frame(connection.stream(), &mut writer, FrameKind::Control, &payload)

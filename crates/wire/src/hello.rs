@@ -6,12 +6,9 @@
 //!                            <----------  Reply: Welcome { protocol, software, capabilities } | Refused { refusal }
 //! ```
 //!
-//! An agent of protocol N also speaks N-1, so that a pair of hosts can be upgraded one after the other, in any order.
-//! The newest common protocol is taken. A capability is something that a release does beyond its protocol's minimum: both
-//! must have named it, and names that one of them does not know are left out. These documents alone may have keys that a
-//! reader does not know: a newer release must still be able to say hello to an older one.
+//! What is agreed on, and what a later release may change, is in [`versions`](crate::versions). These documents alone may
+//! have keys that a reader does not know: a newer release must still be able to say hello to an older one.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -24,15 +21,7 @@ use crate::frame::FrameKind;
 use crate::json::{self, JsonError};
 use crate::limits::{MAX_CAPABILITIES, MAX_CAPABILITY_BYTES, MAX_VERSION_BYTES};
 use crate::refusals;
-
-/// The newest protocol that this build speaks.
-pub const PROTOCOL_NEWEST: u16 = 1;
-
-/// The oldest protocol that an agent of protocol `newest` speaks: the one before.
-#[must_use]
-pub const fn oldest_beside(newest: u16) -> u16 {
-    if newest <= 1 { 1 } else { newest - 1 }
-}
+use crate::versions::{Agreed, PROTOCOL_NEWEST, PROTOCOL_OLDEST, negotiate};
 
 /// A capability's name: 1 to 32 lower-case letters, digits and dashes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -151,7 +140,7 @@ impl Offer {
     #[must_use]
     pub fn of_this_build(software: &str, capabilities: Capabilities) -> Self {
         Self {
-            protocol_min: oldest_beside(PROTOCOL_NEWEST),
+            protocol_min: PROTOCOL_OLDEST,
             protocol_max: PROTOCOL_NEWEST,
             software: clean(software, MAX_VERSION_BYTES),
             capabilities,
@@ -284,63 +273,6 @@ impl Reply {
             Self::Refused { .. } => Err(HelloError::Refusal),
         }
     }
-}
-
-/// What two agents speak with each other.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Agreed {
-    /// The newest protocol of both.
-    pub protocol: u16,
-    /// The capabilities of both.
-    pub capabilities: Capabilities,
-}
-
-impl Agreed {
-    /// What a client may rely on, after the server's welcome.
-    ///
-    /// # Errors
-    /// When the server chose what we did not offer.
-    pub fn by_welcome(ours: &Offer, welcome: &Welcome) -> Result<Self, HelloError> {
-        let (min, max) = (ours.protocol_min, ours.protocol_max);
-        if !(min..=max).contains(&welcome.protocol) {
-            return Err(HelloError::NotOffered { min, max, found: welcome.protocol });
-        }
-        let unasked = welcome.capabilities.iter().find(|one| !ours.capabilities.contains(&one.0));
-        if let Some(capability) = unasked {
-            return Err(HelloError::CapabilityNotOffered { found: capability.0.clone() });
-        }
-        Ok(Self { protocol: welcome.protocol, capabilities: welcome.capabilities.clone() })
-    }
-}
-
-/// The newest protocol and the capabilities that both offers have. The same whichever side works it out.
-///
-/// # Errors
-/// When no protocol is common: the refusal says which side is to be upgraded, in words that are right for both readers.
-pub fn negotiate(ours: &Offer, theirs: &Offer) -> Result<Agreed, Refusal> {
-    let protocol = ours.protocol_max.min(theirs.protocol_max);
-    if protocol < ours.protocol_min.max(theirs.protocol_min) {
-        return Err(incompatible(ours, theirs));
-    }
-    Ok(Agreed { protocol, capabilities: ours.capabilities.common(&theirs.capabilities) })
-}
-
-fn incompatible(ours: &Offer, theirs: &Offer) -> Refusal {
-    let (older, newer) =
-        if ours.protocol_max < theirs.protocol_max { (ours, theirs) } else { (theirs, ours) };
-    let range = |offer: &Offer| format!("{} to {}", offer.protocol_min, offer.protocol_max);
-    let reason = format!(
-        "expected a protocol of {} (sterna {}), found {} (sterna {})",
-        range(ours),
-        ours.software,
-        range(theirs),
-        theirs.software
-    );
-    let remedy = format!(
-        "upgrade the host with sterna {} to one that speaks protocol {} or newer",
-        older.software, newer.protocol_min
-    );
-    Refusal::new("protocol-version", reason, remedy)
 }
 
 fn check_software(software: &str) -> Result<(), HelloError> {

@@ -2,7 +2,7 @@
 //!
 //! One connection carries [frames](frame): a header of 16 bytes and a payload whose length was checked against the limit
 //! of its kind before anything was allocated for it. The first frame of each direction is a [`Hello`] or its [`Reply`],
-//! which agree on protocol version and capabilities. After that a control connection carries one [`Message`] a frame
+//! which agree on protocol version and capabilities ([`versions`] says how, and how to raise them). After that a control connection carries one [`Message`] a frame
 //! (JSON), and a data connection carries batches of pages, the device state and probes, which this crate does not look
 //! into.
 //!
@@ -28,10 +28,12 @@ pub mod message;
 mod refusals;
 #[cfg(test)]
 mod tests;
+pub mod versions;
 
 pub use answer::{AnswerState, GuestState, Sender, Verify};
 pub use blob::{Blob, PageKey, Text, Token};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Header};
-pub use hello::{Agreed, Capabilities, Capability, Hello, HelloError, Offer, Reply, Role, Welcome};
+pub use hello::{Capabilities, Capability, Hello, HelloError, Offer, Reply, Role, Welcome};
 pub use json::JsonError;
 pub use message::{Message, MessageError};
+pub use versions::{Agreed, negotiate};

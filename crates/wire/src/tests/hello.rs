@@ -3,11 +3,9 @@
 use proptest::prelude::*;
 
 use super::samples::{hellos, offer, replies};
-use crate::hello::{
-    Agreed, Capabilities, Capability, HelloError, PROTOCOL_NEWEST, Welcome, negotiate,
-    oldest_beside,
-};
+use crate::hello::{Capabilities, Capability, HelloError, Welcome};
 use crate::limits::{MAX_CAPABILITIES, MAX_VERSION_BYTES};
+use crate::versions::{Agreed, PROTOCOL_NEWEST, PROTOCOL_OLDEST, negotiate, oldest_beside};
 use crate::{Hello, Offer, Reply, Token};
 
 fn release(protocol: u16) -> Offer {
@@ -31,13 +29,14 @@ proptest! {
 fn this_build_speaks_one_protocol_and_the_one_before() {
     let ours = Offer::of_this_build("0.1.0", Capabilities::default());
     assert_eq!(ours.protocol_max, PROTOCOL_NEWEST);
-    assert_eq!(ours.protocol_min, oldest_beside(PROTOCOL_NEWEST));
+    assert_eq!(ours.protocol_min, PROTOCOL_OLDEST);
+    assert_eq!(PROTOCOL_OLDEST, oldest_beside(PROTOCOL_NEWEST));
     assert_eq!([1, 2, 3].map(oldest_beside), [1, 1, 2]);
 }
 
 #[test]
 fn a_refusal_says_which_side_to_upgrade() {
-    let (old, new) = (offer(1, 1, "0.1.0"), offer(3, 4, "0.9.0"));
+    let (old, new) = (offer(1, 1, "sterna 0.1.0"), offer(3, 4, "sterna 0.9.0"));
     let at_old = negotiate(&old, &new).unwrap_err();
     let at_new = negotiate(&new, &old).unwrap_err();
     assert_eq!(at_old.code, "protocol-version");
@@ -50,6 +49,36 @@ fn a_refusal_says_which_side_to_upgrade() {
         "upgrade the host with sterna 0.1.0 to one that speaks protocol 3 or newer"
     );
     assert_eq!(at_new.remedy, at_old.remedy);
+}
+
+#[test]
+fn the_release_after_this_one_speaks_our_protocol_in_both_directions() {
+    let ours = Offer::of_this_build("0.1.0", Capabilities::default());
+    let next = release(PROTOCOL_NEWEST + 1);
+    for (server, client) in [(&ours, &next), (&next, &ours)] {
+        let Reply::Welcome(welcome) = Reply::to_offer(server, client) else { panic!("refused") };
+        let agreed = Agreed::by_welcome(client, &welcome).unwrap();
+        assert_eq!(agreed.protocol, PROTOCOL_NEWEST);
+        assert!(agreed.capabilities.iter().next().is_none(), "we have none of theirs");
+    }
+    let after = release(PROTOCOL_NEWEST + 2);
+    assert!(matches!(Reply::to_offer(&ours, &after), Reply::Refused { .. }));
+}
+
+#[test]
+fn what_comes_after_the_hello_is_known_or_an_error() {
+    use crate::{Message, Sender};
+    for (document, what) in [
+        (&br#"{"type":"commit","epoch":5,"newer":1}"#[..], "newer"),
+        (br#"{"type":"hibernate"}"#, "hibernate"),
+    ] {
+        let error = alloc::format!("{}", Message::decode(document, Sender::Source).unwrap_err());
+        assert!(error.contains(what), "{error}");
+    }
+    let role = br#"{"offer":{"protocol_min":1,"protocol_max":1,"software":"9","capabilities":[]},
+        "role":{"type":"gossip"}}"#;
+    let error = alloc::format!("{}", Hello::decode(role).unwrap_err());
+    assert!(error.contains("gossip"), "{error}");
 }
 
 #[test]
