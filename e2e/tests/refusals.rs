@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use sterna_e2e::{
-    Authority, Guest, HostSetup, Peer, Result, Setup, Side, Vm, expect_that, kernel_and_initrd,
-    story,
+    Authority, Error, Guest, HostSetup, Peer, Result, Setup, Side, Vm, expect_that,
+    kernel_and_initrd, story,
 };
 
 const LOAD: &str = "idle size=8M sweep=30";
@@ -45,6 +45,38 @@ fn a_peer_of_another_authority() -> Result<()> {
             let says = output.words().contains("certificate");
             expect_that(says, "the message", "the certificate", output.words())?;
         }
+        vm.check_still_here(pair)
+    })
+}
+
+/// Revoked while the agents run: the list counts from the next connection, in both directions.
+#[test]
+fn a_peer_whose_certificate_is_revoked() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let vm = Vm::start(pair, &Guest::new("stays").load(LOAD))?;
+        pair.host(Side::Alpha).run(&["check", "beta"])?.success()?;
+        let pki = pair.world().folder().join("pki");
+        let folder = pki.to_string_lossy().into_owned();
+        pair.host(Side::Alpha).run(&["pki", "revoke", &folder, "alpha"])?.success()?;
+        let copied = std::fs::copy(pki.join("ca-crl.pem"), pki.join("beta/ca-crl.pem"));
+        copied.map_err(Error::io("copying the list of revoked certificates"))?;
+        for (side, peer, found) in [
+            (Side::Alpha, "beta", "it lists it as revoked"),
+            (Side::Beta, "alpha", "found it in our list of revoked ones"),
+        ] {
+            let output = pair.host(side).run(&["check", peer])?;
+            expect_that(output.code == Some(3), "the exit code", 3, output.words())?;
+            expect_that(output.words().contains(found), "the message", found, output.words())?;
+        }
+        let moved = vm.try_migrate(pair, &[])?;
+        moved.check(3, "refused", "source")?;
+        let words = moved.report.to_string();
+        expect_that(
+            words.contains("certificate-revoked"),
+            "the code",
+            "certificate-revoked",
+            &words,
+        )?;
         vm.check_still_here(pair)
     })
 }

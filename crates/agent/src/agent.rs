@@ -21,6 +21,9 @@ use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
 use crate::{certificates, control, leaving, recovery, service, visitors};
 
+/// Days before their end that certificates and lists are complained about.
+const WARN_DAYS: i64 = 30;
+
 /// What all parts of the agent share.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -91,6 +94,7 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     let clients =
         control::bind(&control_path).map_err(|error| io(&control_path.to_string_lossy(), error))?;
     tracing::info!(host = %agent.config.name, %listen, control = %control_path.display(), "the agent is ready");
+    warn_of_ends(&agent);
     tokio::spawn(greet_peers(Arc::clone(&agent), peers));
     tokio::spawn(control::serve(Arc::clone(&agent), clients));
     tokio::spawn(sample_memory(Arc::clone(&agent)));
@@ -107,6 +111,23 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     }
     tracing::info!("the agent ends; guests run on");
     Ok(())
+}
+
+/// Says what will keep this host from talking to others before long.
+fn warn_of_ends(agent: &Agent) {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_unix = i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX);
+    let certificate = agent.identity.validity().days_left(now_unix);
+    if certificate < WARN_DAYS {
+        tracing::warn!(days = certificate, "this host's certificate ends soon; issue another one");
+    }
+    let list = agent.identity.crl_until_unix().map(|until| (until - now_unix).div_euclid(86_400));
+    if let Some(days) = list.filter(|days| *days < WARN_DAYS) {
+        tracing::warn!(
+            days,
+            "the list of revoked certificates ends soon, and nobody gets in then; renew it (sterna pki revoke DIR)"
+        );
+    }
 }
 
 /// Takes connections of peers for as long as the agent runs.

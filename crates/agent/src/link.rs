@@ -12,7 +12,7 @@ use sterna_model::HostName;
 use sterna_wire::{
     FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Message, MessageError, Sender,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -22,6 +22,8 @@ pub(crate) const MAX_UNREAD: usize = 16;
 const MAX_UNSENT: usize = 256;
 /// How long a message waits for one to be written when so many wait.
 const UNSENT_WAIT: Duration = Duration::from_millis(500);
+/// How long a connection that nobody here needs any more waits for the peer to close it.
+const LINGER: Duration = Duration::from_secs(10);
 /// Bytes of device state in a frame.
 const TAIL_PIECE_BYTES: usize = 256 << 10;
 
@@ -87,9 +89,15 @@ impl Link {
         let (reading, reader_of) = (Arc::clone(&counts), peer.clone());
         tokio::spawn(async move {
             let mut read_half = read_half;
-            let end = read_all(&mut read_half, greeted.reader, them, &reading, &inbound).await;
+            let end = tokio::select! {
+                end = read_all(&mut read_half, greeted.reader, them, &reading, &inbound) => end,
+                () = inbound.closed() => End::Unheard,
+            };
             if let End::Misbehaved(_) = &end {
                 tracing::warn!(peer = %reader_of, why = %end, "a peer's connection is closed");
+            }
+            if let End::Unheard = &end {
+                return linger(&mut read_half).await;
             }
             let _ = inbound.send(Inbound::Closed(end.to_string())).await;
         });
@@ -164,6 +172,8 @@ async fn write_all(
 enum End {
     Closed(String),
     Misbehaved(String),
+    /// Nobody here listens any more.
+    Unheard,
 }
 
 impl std::fmt::Display for End {
@@ -171,6 +181,7 @@ impl std::fmt::Display for End {
         match self {
             Self::Closed(why) => f.write_str(why),
             Self::Misbehaved(why) => write!(f, "the peer misbehaves: {why}"),
+            Self::Unheard => f.write_str("nobody listens to the peer any more"),
         }
     }
 }
@@ -206,9 +217,19 @@ async fn read_all(
             }
         };
         if inbound.send(heard).await.is_err() {
-            return End::Closed("nobody listens to the peer any more".into());
+            return End::Unheard;
         }
     }
+}
+
+/// Reads on for a while, for nobody: a socket that is closed with unread bytes is reset, which can destroy our last words
+/// before the peer has read them. A peer that does not close its end then is not waited for.
+async fn linger(stream: &mut (impl AsyncRead + Unpin)) {
+    let read = async {
+        let mut scratch = [0; 4096];
+        while stream.read(&mut scratch).await.is_ok_and(|count| count > 0) {}
+    };
+    let _ = tokio::time::timeout(LINGER, read).await;
 }
 
 #[cfg(test)]

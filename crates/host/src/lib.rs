@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod dirs;
 pub mod durable;
+pub mod image;
 pub mod memory;
 pub mod paths;
 pub mod pki;

@@ -121,7 +121,12 @@ impl Place<'_> {
         let file = self.resolve(self.rest)?;
         let expected = "a regular file or a block device";
         match kind_of(&file) {
-            Ok(FileType::RegularFile | FileType::BlockDevice) => {}
+            Ok(FileType::RegularFile) => {}
+            // A node elsewhere may be of anybody's making, on storage that others are root of, and be any disk.
+            Ok(FileType::BlockDevice) if is_in_dev(&file) => {}
+            Ok(FileType::BlockDevice) => {
+                return Err(self.wrong_kind(expected, "a block device outside of /dev"));
+            }
             Ok(other) => return Err(self.wrong_kind(expected, name_of(other))),
             Err(errno) => return Err(component_error(self.path, self.path, errno)),
         }
@@ -236,6 +241,12 @@ fn component_error(path: &Path, component: &Path, errno: Errno) -> PathError {
     PathError::Component { path: path.into(), component: component.into(), why }
 }
 
+/// Whether a handle is on something in the kernel's own folder of devices.
+fn is_in_dev(handle: &OwnedFd) -> bool {
+    let own = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    std::fs::read_link(own).is_ok_and(|path| path.starts_with("/dev"))
+}
+
 fn kind_of(handle: &OwnedFd) -> Result<FileType, Errno> {
     fstat(handle).map(|about| FileType::from_raw_mode(about.st_mode))
 }
@@ -282,6 +293,22 @@ mod tests {
 
     fn refusal(roots: &[PathBuf], path: &Path, access: Access) -> String {
         open_below(roots, path, access).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_block_device_outside_of_dev_is_refused() {
+        let (lab, roots) = lab("node");
+        let path = lab.join("allowed/vm/node");
+        let (mode, device) = (Mode::from_raw_mode(0o600), rustix::fs::makedev(7, 0));
+        match rustix::fs::mknodat(CWD, &path, FileType::BlockDevice, mode, device) {
+            Ok(()) => {
+                let refused = refusal(&roots, &path, Access::Read);
+                assert!(refused.contains("a block device outside of /dev"), "{refused}");
+            }
+            Err(Errno::PERM) => eprintln!("skipped: only root can make device nodes"),
+            Err(errno) => panic!("{errno}"),
+        }
+        fs::remove_dir_all(lab).unwrap();
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Bench {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = format!("sterna-hostile-{}-{number}", std::process::id());
         let folder = std::env::temp_dir().join(folder);
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(folder.join("vm"))?;
         pki::init(&folder.join("pki"))?;
         for host in HOSTS {
             pki::issue(&folder.join("pki"), &host.parse()?)?;
@@ -73,7 +73,7 @@ impl Bench {
         self.name
     }
 
-    /// The agent's folder: `run` and `state` are in it.
+    /// The agent's folder: `run` and `state` are in it, and `vm`, where files of VMs may lie.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -211,7 +211,7 @@ accept = true
 [peers.nemo]
 address = "127.0.0.1:1"
 [accept]
-roots = ["/usr/share"]
+roots = ["/usr/share", "vm"]
 [limits]
 {limits}
 "#

@@ -233,6 +233,84 @@ fn jobs_at_the_same_time_stay_within_the_limit() -> Result<()> {
     })
 }
 
+#[test]
+fn a_description_that_reaches_for_other_files_is_refused() -> Result<()> {
+    run(async {
+        let bench = Bench::start("")?;
+        let (alpha, before) = (bench.identity("alpha")?, bench.usage()?);
+        let vm = bench.folder().join("vm");
+        fs::write(vm.join("evil.qcow2"), overlay_of("/etc/shadow"))?;
+        fs::write(vm.join("json.qcow2"), overlay_of("json:{\"driver\":\"nbd\",\"host\":\"h\"}"))?;
+        std::os::unix::fs::symlink("/etc/shadow", vm.join("link"))?;
+        rustix::fs::mkfifoat(rustix::fs::CWD, vm.join("pipe"), 0o600.into())?;
+        let at = |name: &str| vm.join(name).display().to_string();
+        let cases = [
+            (
+                format!("-drive file={},format=qcow2", at("evil.qcow2")),
+                "image-not-allowed",
+                "/etc/shadow",
+            ),
+            (
+                format!("-drive file={},format=qcow2", at("json.qcow2")),
+                "image-not-allowed",
+                "json:",
+            ),
+            (
+                format!(
+                    "-blockdev driver=raw,node-name=r,file.driver=file,file.filename={} -blockdev driver=qcow2,node-name=q,file=r",
+                    at("evil.qcow2")
+                ),
+                "image-not-allowed",
+                "/etc/shadow",
+            ),
+            (format!("-drive file={},format=raw", at("link")), "file-missing", "symbolic link"),
+            (format!("-drive file={},format=raw", at("pipe")), "file-missing", "a pipe"),
+            (format!("-drive file={}/../../x,format=raw", at("a")), "path-not-allowed", ".."),
+            ("-drive file=/etc/shadow,format=raw".into(), "path-not-allowed", "/etc/shadow"),
+            ("-kernel /proc/self/fd/0".into(), "path-not-allowed", "/proc"),
+            ("-device loader,file=/etc/shadow,addr=0".into(), "device-not-allowed", "loader"),
+            (
+                "-netdev tap,id=n,ifname=t,script=/bin/sh,downscript=no".into(),
+                "value-not-allowed",
+                "/bin/sh",
+            ),
+            ("-plugin /usr/share/x.so".into(), "option-not-allowed", "-plugin"),
+            ("-readconfig /usr/share/x".into(), "option-not-allowed", "-readconfig"),
+        ];
+        let mut caller = Caller::call(&bench, &alpha, Role::Check).await?;
+        for (line, code, culprit) in cases {
+            let description = described(line.split(' '))?;
+            caller.send(&Message::Prepare(prepare("job-1", "victim", &description)?)).await?;
+            let answer = caller.receive().await?;
+            let is_so = matches!(&answer, Some(Message::Refused(no))
+                if no.refusals.iter().any(|no| no.code == code && no.reason.contains(culprit)));
+            expect(is_so, &format!("{code} for {line}"), &answer)?;
+        }
+        // The same images are no danger as raw bytes.
+        let line = format!("-drive file={},format=raw,if=none,id=d", at("evil.qcow2"));
+        let description = described(line.split(' '))?;
+        caller.send(&Message::Prepare(prepare("job-1", "victim", &description)?)).await?;
+        let answer = caller.receive().await?;
+        let is_so = matches!(&answer, Some(Message::Refused(no)) if no.refusals.is_empty());
+        expect(is_so, "no refusal", &answer)?;
+        drop(caller);
+        bench.is_well(before, &[]).await
+    })
+}
+
+/// A qcow2 header that names this backing file, said to be raw.
+fn overlay_of(backing: &str) -> Vec<u8> {
+    let length = u32::try_from(backing.len()).unwrap_or_default();
+    let mut image = vec![0; 4096];
+    image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    image[8..16].copy_from_slice(&2048_u64.to_be_bytes());
+    image[16..20].copy_from_slice(&length.to_be_bytes());
+    image[100..104].copy_from_slice(&104_u32.to_be_bytes());
+    image[104..115].copy_from_slice(b"\xe2\x79\x2a\xca\0\0\0\x03raw");
+    image[2048..2048 + backing.len()].copy_from_slice(backing.as_bytes());
+    image
+}
+
 /// A guest that runs on the host, has nothing to do with any of this, and is to go on.
 fn start_bystander(bench: &Bench) -> Result<()> {
     let words = ["vm", "start", "bystander", "--", "qemu-system-x86_64", "-accel", "tcg"];
@@ -317,9 +395,15 @@ fn qemus(bench: &Bench, vm: &str) -> Result<usize> {
 }
 
 fn description() -> Result<String> {
+    described([])
+}
+
+/// A description with these words besides.
+fn described<'w>(besides: impl IntoIterator<Item = &'w str>) -> Result<String> {
     let words = ["qemu-system-x86_64", "-machine", MACHINE, "-accel", "tcg", "-m", "16M"];
     let more = ["-nodefaults", "-display", "none"];
-    let argv: Vec<String> = words.into_iter().chain(more).map(str::to_owned).collect();
+    let argv: Vec<String> =
+        words.into_iter().chain(more).chain(besides).map(str::to_owned).collect();
     let facts = RunningFacts {
         machine_type: MACHINE.to_owned(),
         ram_block: BlockName::new(b"pc.ram")?,

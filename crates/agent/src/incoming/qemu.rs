@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sterna_host::image;
 use sterna_host::memory::{BlockMemory, shared_blocks_of};
 use sterna_host::paths::{self, open_below};
 use sterna_host::qmp::Qmp;
 use sterna_model::{BlockName, ByteCount, Refusal};
-use sterna_qemu_args::{Access, Description, Policy, Rebuilt, rebuild};
+use sterna_qemu_args::{Access, Description, FileKind, Policy, Rebuilt, rebuild};
 use sterna_wire::message::Prepare;
 
 use crate::agent::Agent;
@@ -249,7 +250,15 @@ fn files_refused(rebuilt: &Rebuilt, roots: &[PathBuf]) -> Vec<Refusal> {
             Access::Read => paths::Access::Read,
             Access::ReadWrite => paths::Access::ReadWrite,
         };
-        let error = open_below(roots, Path::new(&need.path), access).err()?;
+        let path = Path::new(&need.path);
+        let error = match open_below(roots, path, access) {
+            Ok(file) if need.kind == FileKind::Disk => {
+                let chain = image::check_chain(roots, path, &file, need.format.as_deref());
+                return chain.err().map(|error| image_refused(&error));
+            }
+            Ok(_) => return None,
+            Err(error) => error,
+        };
         let remedy =
             "put the file there, map its path in [paths], or add its folder to accept.roots";
         Some(Refusal::new(
@@ -259,6 +268,12 @@ fn files_refused(rebuilt: &Rebuilt, roots: &[PathBuf]) -> Vec<Refusal> {
         ))
     };
     rebuilt.inputs.iter().filter_map(check).collect()
+}
+
+fn image_refused(error: &image::ImageError) -> Refusal {
+    let remedy =
+        "let all images of the chain lie below accept.roots, each naming its backing file's format";
+    Refusal::new("image-not-allowed", error.to_string(), remedy)
 }
 
 fn find_program(rebuilt: &Rebuilt) -> Result<PathBuf, Refusal> {

@@ -21,6 +21,11 @@ const DRIVERS: &[&str] = &[
 /// Formats of `-drive`.
 const FORMATS: &[&str] = &["raw", "qcow2", "host_device", "null-co", "null-aio"];
 
+/// Drivers that say where bytes are, not what they mean.
+#[rustfmt::skip]
+const PROTOCOLS: &[&str] =
+    &["copy-on-read", "file", "host_cdrom", "host_device", "null-aio", "null-co", "throttle"];
+
 /// What a block node may be told, at any depth; the last part of a dotted key.
 #[rustfmt::skip]
 const NODE_RULES: &[Rule] = &[
@@ -66,17 +71,18 @@ impl Builder<'_> {
             let reason = format!("-drive {}: no format is named", shown(value));
             self.refuse("format-not-named", reason, "add format=raw or format=qcow2 at the source");
         }
-        let access = access(&params, "");
+        let (access, image_format) = (access(&params, ""), image_format(&params));
+        let image_format = image_format.as_deref();
         let mut whole = true;
         for (key, setting) in &mut params.pairs {
             let text = setting.text().to_string();
             let checked = match key.as_str() {
                 "file" if text.is_empty() => Checked::LeftOut,
-                "file" => self.image("-drive file=", &text, access, format.as_deref()),
+                "file" => self.image("-drive file=", &text, access, image_format),
                 "format" => self.block_driver("drive", &text, FORMATS),
                 key => match DRIVE_RULES.iter().find(|(rule, _)| fits(rule, key)) {
                     Some((_, kind)) => self.scalar(&format!("-drive {key}="), &text, *kind, access),
-                    None => self.node_setting("drive", key, &text, access, format.as_deref()),
+                    None => self.node_setting("drive", key, &text, access, image_format),
                 },
             };
             whole &= settle(setting, &text, checked);
@@ -94,8 +100,7 @@ impl Builder<'_> {
         if !params.has("driver") {
             return self.malformed("blockdev", "expected a driver");
         }
-        let driver = params.get("driver").filter(|driver| FORMATS.contains(&driver.as_ref()));
-        let format = driver.map(|driver| driver.to_string());
+        let format = image_format(&params);
         let read_only: alloc::vec::Vec<Access> =
             params.pairs.iter().map(|(key, _)| access(&params, parent(key))).collect();
         let mut whole = true;
@@ -130,6 +135,11 @@ impl Builder<'_> {
             "filename" => {
                 let access = if key.contains("backing.") { Access::Read } else { access };
                 self.image(&what, text, access, format)
+            }
+            // A node that another one reads can be read by a third in another format.
+            "file" | "backing" | "data-file" if !text.is_empty() => {
+                self.work.nodes_refer = true;
+                self.scalar(&what, text, Kind::Word, access)
             }
             last => match NODE_RULES.iter().find(|(rule, _)| *rule == last) {
                 Some((_, kind)) => self.scalar(&what, text, *kind, access),
@@ -180,6 +190,16 @@ fn fits(rule: &str, key: &str) -> bool {
 /// The part of a dotted key before its last dot, with that dot.
 fn parent(key: &str) -> &str {
     key.rfind('.').map_or("", |at| &key[..=at])
+}
+
+/// The format in which an option has its images read. None where it names several: one file can be read in any of them.
+fn image_format(params: &Params) -> Option<String> {
+    let names_format = |key: &str| key == "format" || key.rsplit('.').next() == Some("driver");
+    let named = params.pairs.iter().filter(|(key, _)| names_format(key));
+    let mut formats =
+        named.map(|(_, name)| name.text()).filter(|name| !PROTOCOLS.contains(&name.as_ref()));
+    let first = formats.next()?;
+    formats.all(|other| other == first).then(|| first.to_string())
 }
 
 /// How QEMU opens the image of the node at `prefix`.

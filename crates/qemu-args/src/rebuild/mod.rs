@@ -50,7 +50,7 @@ pub struct Rebuilt {
     pub argv: Vec<String>,
     /// RAM blocks in shared files, in the order of their backends in `argv`.
     pub shared_blocks: Vec<SharedBlock>,
-    /// Files that QEMU opens here, in the order of `argv`. Images may have backing files of their own: see the agent.
+    /// Files that QEMU opens here, in the order of `argv`. Images name files of their own, which the agent looks at.
     pub inputs: Vec<FileNeed>,
     /// The file that the guest prints to.
     pub serial: Option<String>,
@@ -110,7 +110,7 @@ pub struct FileNeed {
     pub kind: FileKind,
     /// Whether it must be here already; the migration brings nothing but disks.
     pub must_exist: bool,
-    /// The image's format, where the same option names it (`raw`, `qcow2`).
+    /// The image's format (`raw`, `qcow2`), where it is certain that QEMU reads the file in no other.
     pub format: Option<String>,
 }
 
@@ -150,11 +150,20 @@ pub fn rebuild(
         serial: serial_path(&work.argv),
         argv: work.argv,
         shared_blocks: work.shared_blocks,
-        inputs: work.inputs,
+        inputs: certain_formats(work.inputs, work.nodes_refer),
         qmp,
         relocated: work.relocated,
         notes: work.notes,
     })
+}
+
+/// A file that one node reads as raw bytes can be read by another as an image, when nodes refer to each other.
+fn certain_formats(inputs: Vec<FileNeed>, nodes_refer: bool) -> Vec<FileNeed> {
+    let certain = |mut need: FileNeed| {
+        need.format = need.format.filter(|format| !nodes_refer || format != "raw");
+        need
+    };
+    inputs.into_iter().map(certain).collect()
 }
 
 /// What has been built so far; kept apart so that a refused option can be taken back whole.
@@ -167,6 +176,8 @@ struct Work {
     relocated: Vec<Relocated>,
     notes: Vec<String>,
     names: Names,
+    /// A block node refers to another one by its name.
+    nodes_refer: bool,
 }
 
 struct Builder<'a> {

@@ -33,6 +33,15 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("-device e1000,romfile=../rom", "path-not-allowed", "../rom"),
     ("-device e1000,foo=/etc/shadow", "value-not-allowed", "foo="),
     ("-device virtio-serial-pci,fd=3", "value-not-allowed", "fd="),
+    ("-device e1000,driver=loader,file=/etc/shadow", "device-not-allowed", "loader"),
+    ("-device e1000,driver=vfio-pci,host=01:00.0", "device-not-allowed", "vfio-pci"),
+    ("-device driver=loader,driver=e1000,file=/etc/shadow", "value-not-allowed", "file="),
+    ("-device '{\"driver\":\"loader\",\"file\":\"/etc/shadow\",\"addr\":0}'", "device-not-allowed", "loader"),
+    ("-device e1000,romfile=/proc/self/fd/3", "path-not-allowed", "/proc"),
+    ("-device virtio-blk-pci,drive=/srv/a", "value-not-allowed", "drive="),
+    ("-device virtserialport,chardev=c,path=/dev/ttyS0", "value-not-allowed", "path="),
+    ("-global loader.file=/etc/shadow", "option-not-allowed", "loader"),
+    ("-global driver=virtio-blk-pci,property=filename,value=x", "value-not-allowed", "filename"),
     ("-device help", "device-not-allowed", "help"),
     ("-device e1000,help", "argument-malformed", "help"),
     ("-global vfio-pci.sysfsdev=/sys/x", "option-not-allowed", "vfio-pci"),
@@ -42,6 +51,14 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("-global e1000", "argument-malformed", "e1000"),
     // Objects.
     ("-object secret,id=s,file=/etc/shadow -device e1000,serial=s", "object-not-allowed", "secret"),
+    ("-object '{\"qom-type\":\"secret\",\"id\":\"s\",\"file\":\"/etc/shadow\"}' -device e1000,serial=s", "object-not-allowed", "secret"),
+    ("-object rng-random,qom-type=secret,id=s,file=/etc/shadow -device e1000,serial=s", "object-not-allowed", "secret"),
+    ("-object secret_keyring,id=s,serial=1 -device e1000,serial=s", "object-not-allowed", "secret_keyring"),
+    ("-object secret,id=s,data=x -blockdev driver=qcow2,file=f,encrypt.key-secret=s", "object-not-allowed", "secret"),
+    ("-object pr-manager-helper,id=p,path=/run/p.sock", "object-not-allowed", "pr-manager-helper"),
+    ("-object qtest,id=q,chardev=c", "object-not-allowed", "qtest"),
+    ("-object cryptodev-vhost-user,id=c,chardev=c", "object-not-allowed", "cryptodev-vhost-user"),
+    ("-object iommufd,id=i,fd=3", "object-not-allowed", "iommufd"),
     ("-object tls-creds-x509,id=t,dir=/etc", "object-not-allowed", "tls-creds-x509"),
     ("-object filter-dump,id=f,netdev=n,file=/x", "object-not-allowed", "filter-dump"),
     ("-object can-host-socketcan,id=c,if=can0", "object-not-allowed", "can-host"),
@@ -97,6 +114,31 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("-drive file=/srv/a,format=raw,frob=1", "option-not-allowed", "frob"),
     ("-drive file=/proc/self/mem,format=raw", "path-not-allowed", "/proc"),
     ("-drive file=/dev/fdset/3,format=raw", "path-not-allowed", "fdset"),
+    ("-drive file=/dev/fd/3,format=raw", "path-not-allowed", "/dev/fd"),
+    ("-drive file=/dev/mem,format=raw", "path-not-allowed", "/dev/mem"),
+    ("-drive file=/srv/./../etc/shadow,format=raw", "path-not-allowed", ".."),
+    ("-drive file=/srv/a,,b/../../etc/shadow,format=raw", "path-not-allowed", ".."),
+    ("-drive file=/srv/a,format=raw,file=/etc/shadow", "path-not-allowed", "/etc/shadow"),
+    ("-drive file=ssh://h/x,format=raw", "path-not-allowed", "ssh"),
+    ("-drive file=rbd:pool/x,format=raw", "path-not-allowed", "rbd"),
+    ("-drive file=iscsi://h/t/0,format=raw", "path-not-allowed", "iscsi"),
+    ("-drive file=gluster+unix://h/x,format=raw", "path-not-allowed", "gluster"),
+    ("-drive file=file:nbd:localhost:1,format=raw", "path-not-allowed", "nbd"),
+    ("-drive file=blkdebug:/srv/c:/srv/a,format=raw", "path-not-allowed", "blkdebug"),
+    ("-drive file=/srv/a,format=raw,file.driver=nbd", "block-driver-not-allowed", "nbd"),
+    ("-drive file=/srv/a,format=qcow2,backing.driver=https", "block-driver-not-allowed", "https"),
+    ("-drive file=/srv/a,format=qcow2,backing.file.driver=nbd", "block-driver-not-allowed", "nbd"),
+    ("-drive file=/srv/a,format=qcow2,data-file.filename=/etc/shadow", "path-not-allowed", "/etc/shadow"),
+    ("-drive file=/srv/a,format=qcow2,backing.backing.backing.file.filename=/etc/shadow", "path-not-allowed", "/etc/shadow"),
+    ("-blockdev driver=raw,node-name=n,file.driver=file,file.filename=/proc/self/fd/3", "path-not-allowed", "/proc"),
+    ("-blockdev '{\"driver\":\"raw\",\"file\":\"json:{}\"}'", "value-not-allowed", "file="),
+    ("-blockdev '{\"driver\":\"qcow2\",\"file\":\"f\",\"backing\":\"/etc/shadow\"}'", "value-not-allowed", "backing="),
+    ("-blockdev '{\"driver\":\"raw\",\"driver\":\"nbd\",\"file\":\"f\"}'", "block-driver-not-allowed", "nbd"),
+    ("-blockdev driver=vvfat,dir=/etc,node-name=n", "block-driver-not-allowed", "vvfat"),
+    ("-blockdev driver=nvme,device=0000:01:00.0,namespace=1", "block-driver-not-allowed", "nvme"),
+    ("-blockdev driver=blkverify,test=a,raw=b", "block-driver-not-allowed", "blkverify"),
+    ("-blockdev driver=nbd,server.type=unix,server.path=/x", "block-driver-not-allowed", "nbd"),
+    ("-blockdev driver=host_device,filename=/dev/../etc/shadow", "path-not-allowed", ".."),
     ("-blockdev '{\"driver\":\"ssh\",\"path\":\"/x\",\"node-name\":\"n\"}'", "block-driver-not-allowed", "ssh"),
     ("-blockdev driver=raw,node-name=n,file.driver=blkdebug", "block-driver-not-allowed", "blkdebug"),
     ("-blockdev '{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}'", "path-not-allowed", "/etc/shadow"),
@@ -116,6 +158,14 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("-netdev tap,id=n,ifname=t0,script=no,downscript=no,helper=/bin/sh", "option-not-allowed", "helper="),
     ("-netdev tap,id=n,fd=3", "option-not-allowed", "fd="),
     ("-netdev tap,id=n,fds=3:4,vhostfds=5:6", "option-not-allowed", "fds="),
+    ("-netdev '{\"type\":\"tap\",\"id\":\"n\",\"ifname\":\"t0\",\"script\":\"/bin/sh\",\"downscript\":\"no\"}'", "value-not-allowed", "/bin/sh"),
+    ("-netdev tap,id=n,ifname=t0,script=no,downscript=no,type=bridge", "netdev-not-allowed", "bridge"),
+    ("-netdev user,id=n,guestfwd=tcp:10.0.2.1:1-chardev:c", "option-not-allowed", "guestfwd"),
+    ("-netdev user,id=n,tftp=/srv/../etc", "path-not-allowed", ".."),
+    ("-netdev af-xdp,id=n,ifname=eth0", "netdev-not-allowed", "af-xdp"),
+    ("-netdev dgram,id=n,local.type=unix,local.path=/x", "netdev-not-allowed", "dgram"),
+    ("-net user,smb=/etc", "option-not-allowed", "smb"),
+    ("-nic tap,ifname=t0,script=no,downscript=no,helper=/bin/sh", "option-not-allowed", "helper"),
     ("-netdev bridge,id=n,br=br0", "netdev-not-allowed", "bridge"),
     ("-netdev socket,id=n,listen=:1234", "netdev-not-allowed", "socket"),
     ("-netdev l2tpv3,id=n,src=a,dst=b,txsession=1", "netdev-not-allowed", "l2tpv3"),
@@ -174,6 +224,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("-initrd /boot/a,/etc/shadow", "value-not-allowed", "several"),
     ("-bios /etc/shadow", "path-not-allowed", "/etc/shadow"),
     ("-fw_cfg name=opt/x,file=/etc/shadow", "path-not-allowed", "/etc/shadow"),
+    ("-kernel json:{}", "path-not-allowed", "json"),
+    ("-initrd /proc/self/environ", "path-not-allowed", "/proc"),
+    ("-bios ../../etc/shadow", "path-not-allowed", "shadow"),
+    ("-fw_cfg opt/x,file=/proc/self/environ", "path-not-allowed", "/proc"),
+    ("-fw_cfg name=opt/x,file=/srv/../etc/shadow", "path-not-allowed", ".."),
+    ("-fw_cfg name=opt/x,string=a,file=/etc/shadow", "path-not-allowed", "/etc/shadow"),
     ("-fw_cfg name=opt/x,gen_id=g", "option-not-allowed", "gen_id"),
     ("-smbios file=/etc/shadow", "option-not-allowed", "file"),
     ("-smbios type=11,path=/etc/shadow", "option-not-allowed", "path"),
@@ -190,6 +246,32 @@ const NEVER: &[&str] = &[
     "-prom-env x=y", "-option-rom /x", "-icount 7", "-dtb /x", "-sd /x", "-mtdblock /x", "-compat deprecated-input=reject",
     "-dump-vmstate /x", "-preconfig", "-audio pa", "-soundhw hda", "-help", "-version",
 ];
+
+/// Where raw bytes could be read as an image all the same, no format is certain, and the agent looks into the file.
+#[test]
+fn a_format_is_named_only_where_it_is_certain() {
+    for (line, expected) in [
+        ("-drive file=/srv/a,format=raw", Some("raw")),
+        ("-drive file=/srv/a,format=qcow2", Some("qcow2")),
+        ("-blockdev driver=raw,node-name=n,file.driver=file,file.filename=/srv/a", Some("raw")),
+        ("-blockdev driver=file,node-name=n,filename=/srv/a", None),
+        (
+            "-blockdev driver=raw,node-name=n,file.driver=qcow2,file.file.driver=file,file.file.filename=/srv/a",
+            None,
+        ),
+        (
+            "-blockdev driver=raw,node-name=r,file.driver=file,file.filename=/srv/a -blockdev driver=qcow2,node-name=q,file=r",
+            None,
+        ),
+        (
+            "-drive file=/srv/a,format=raw,node-name=r -blockdev driver=qcow2,node-name=q,file=r",
+            None,
+        ),
+    ] {
+        let rebuilt = arrive(line, &facts(), &[]).expect(line);
+        assert_eq!(rebuilt.inputs[0].format.as_deref(), expected, "{line}");
+    }
+}
 
 #[test]
 fn each_rule_refuses_by_name() {
