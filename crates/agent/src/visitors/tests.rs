@@ -99,3 +99,23 @@ async fn the_smaller_silence_limit_counts() {
     assert_eq!(agent.silence_limit(20_000), Duration::from_secs(20));
     assert_eq!(agent.silence_limit(3_600_000), agent.config.limits.link_timeout);
 }
+
+/// Of a guest that runs here, only the peer that sent it is told, and only about this guest in this epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_peers_job_is_unknown_to_whoever_asks() {
+    for (sent_by, uuid, epoch, expected) in [
+        ("alpha", UUID, Epoch(5), AnswerState::Discarded),
+        ("gamma", UUID, Epoch(5), AnswerState::Unknown),
+        ("alpha", sterna_model::Uuid([8; 16]), Epoch(5), AnswerState::Unknown),
+        ("alpha", UUID, Epoch(6), AnswerState::Unknown),
+    ] {
+        let hosts = Hosts::new();
+        let (host, agent) = beta(&hosts).await;
+        let record = sterna_migration::journal::DestinationRecord::Discarded;
+        host.write_journal(&[destination_of(sent_by), Entry::Destination(record)]);
+        let job: JobId = "job-1".parse().unwrap();
+        let inquire = Inquire { job: job.clone(), uuid, epoch };
+        let answer = ask(&hosts, &agent, &[Message::Inquire(inquire)]).await;
+        assert_eq!(answer, Some(Message::Answer(Answer { job, state: expected })), "{sent_by}");
+    }
+}
