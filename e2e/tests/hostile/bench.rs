@@ -132,7 +132,10 @@ impl Bench {
                 break;
             }
             if start.elapsed() > SETTLE_LIMIT {
-                return Err(format!("expected about {before:?} again, found {now:?}").into());
+                let open = self.open_files()?;
+                return Err(
+                    format!("expected about {before:?} again, found {now:?}: {open}").into()
+                );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -144,6 +147,18 @@ impl Bench {
             expect(log.contains(words), &format!("{words:?} in the log"), &log)?;
         }
         Ok(())
+    }
+
+    /// What the agent's descriptors are, each kind once.
+    fn open_files(&self) -> Result<String> {
+        let mut open = std::collections::BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.agent.id()))?.flatten() {
+            let path = fs::read_link(entry.path()).unwrap_or_default();
+            // Sockets and pipes are told apart by their number only.
+            let kind = path.to_string_lossy().split('[').next().unwrap_or_default().to_owned();
+            *open.entry(kind).or_insert(0_u32) += 1;
+        }
+        Ok(format!("{open:?}"))
     }
 
     fn wait_for_start(&self) -> Result<()> {

@@ -53,7 +53,11 @@ impl Drive {
         let (loaded, died) = (self.events.clone(), self.events.clone());
         let mut qemu_events = waiting.live.qmp.subscribe();
         tokio::spawn(async move {
-            while let Delivery::Event(event) = qemu_events.next().await {
+            // A QEMU can outlive its move by far; nobody hears of it once that is over.
+            while let Delivery::Event(event) = tokio::select! {
+                delivery = qemu_events.next() => delivery,
+                () = loaded.closed() => return,
+            } {
                 if event.name == "MIGRATION" && event.data["status"] == "completed" {
                     let _ = loaded.send(Event::QemuLoaded);
                 }
@@ -62,7 +66,11 @@ impl Drive {
         let (process, log) = (Arc::clone(&waiting.live.process), waiting.vm.record().log);
         tokio::spawn(async move {
             // Not to be able to watch is not to see it end.
-            if let Ok(exit) = process.exited().await {
+            let exited = tokio::select! {
+                exited = process.exited() => exited,
+                () = died.closed() => return,
+            };
+            if let Ok(exit) = exited {
                 let _ = died.send(Event::QemuDied(describe_exit(Some(exit)) + &quote_log(&log)));
             }
         });

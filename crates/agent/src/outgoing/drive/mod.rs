@@ -345,7 +345,12 @@ impl Drive {
         let (process, log) = (Arc::clone(&live.process), self.wanted.vm.record().log);
         tokio::spawn(async move {
             // Not to be able to watch is not to see it end.
-            if let Ok(exit) = process.exited().await {
+            // A QEMU can outlive many moves; nobody hears of its end once this one is over.
+            let exited = tokio::select! {
+                exited = process.exited() => exited,
+                () = events.closed() => return,
+            };
+            if let Ok(exit) = exited {
                 let _ = events.send(Event::QemuDied(describe_exit(Some(exit)) + &quote_log(&log)));
             }
         });
