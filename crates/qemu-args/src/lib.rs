@@ -17,6 +17,7 @@
 extern crate alloc;
 
 mod argv;
+mod declared;
 mod description;
 mod params;
 mod path;
@@ -26,9 +27,13 @@ mod size;
 mod table;
 
 pub use argv::serial_path;
+pub use declared::{Declared, DeclaredDrive, is_same_path};
 pub use description::{
     Description, MAX_OPTIONS, MAX_TOTAL_BYTES, MAX_VALUE_BYTES, RunningFacts, SourceOption,
 };
 pub use policy::{Place, Policy, PolicyError};
-pub use rebuild::{Access, FileKind, FileNeed, Rebuilt, Relocated, SharedBlock, rebuild};
+pub use rebuild::{
+    Access, FileKind, FileNeed, Rebuilt, Relocated, SharedBlock, inputs_here, inputs_of,
+    program_of, rebuild,
+};
 pub use size::parse_size;

@@ -166,6 +166,43 @@ fn certain_formats(inputs: Vec<FileNeed>, nodes_refer: bool) -> Vec<FileNeed> {
     inputs.into_iter().map(certain).collect()
 }
 
+/// The program of a VM: its basename, and its path here where a mapping says it.
+///
+/// # Errors
+/// When it is no QEMU.
+pub fn program_of(
+    description: &Description,
+    policy: &Policy,
+    place: &Place,
+) -> Result<(String, Option<String>), Vec<Refusal>> {
+    let mut builder = Builder::new(description, policy, place);
+    let path = builder.program();
+    match builder.work.refusals.is_empty() {
+        true => Ok((description.program.clone(), path)),
+        false => Err(builder.work.refusals),
+    }
+}
+
+/// The files that a VM's options name, as far as the policy lets them be opened: also where other options are refused.
+#[must_use]
+pub fn inputs_here(description: &Description, policy: &Policy, place: &Place) -> Vec<FileNeed> {
+    let mut builder = Builder::new(description, policy, place);
+    for option in &description.options {
+        builder.option_or_extra(option);
+    }
+    builder.work.inputs
+}
+
+/// The files that a VM's options name at its source: what a destination that allowed everything would open.
+#[must_use]
+pub fn inputs_of(description: &Description) -> Vec<FileNeed> {
+    let everywhere = ["/".to_string()];
+    match (Policy::new(&everywhere, &[], &[]), Place::new("/", "/")) {
+        (Ok(policy), Ok(place)) => inputs_here(description, &policy, &place),
+        _ => Vec::new(),
+    }
+}
+
 /// What has been built so far; kept apart so that a refused option can be taken back whole.
 #[derive(Clone, Default)]
 struct Work {

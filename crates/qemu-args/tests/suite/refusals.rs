@@ -1,6 +1,8 @@
 //! Every rule that refuses, by code and culprit; and what the configuration can allow.
 
-use crate::common::{arrive, facts};
+use sterna_qemu_args::{inputs_here, inputs_of, program_of};
+
+use crate::common::{arrive, described, facts, place, policy};
 
 /// Line, code, what the reason names.
 #[rustfmt::skip]
@@ -342,4 +344,25 @@ fn the_configuration_allows_more_as_the_source_wrote_it() {
     }
     assert!(arrive("-device vfio-pci,host=1", &facts(), &["device:ivshmem-plain"]).is_err());
     assert!(arrive("-netdev user,id=n,smb=/etc", &facts(), &["hostfwd"]).is_err());
+}
+
+/// A refused option does not hide what else there is to say of the files and of the program.
+#[test]
+fn files_and_program_are_known_beside_a_refusal() {
+    let line =
+        "-device vfio-pci,host=01:00.0 -drive file=/srv/vm/disks/a.raw,format=raw,if=none,id=a
+                -drive file=/etc/b.raw,format=raw,if=none,id=b";
+    assert!(arrive(line, &facts(), &[]).is_err());
+    let description = described(line, &facts());
+    let paths = |needs: Vec<sterna_qemu_args::FileNeed>| -> Vec<(String, String)> {
+        needs.into_iter().map(|need| (need.source_path, need.path)).collect()
+    };
+    let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+    let here = paths(inputs_here(&description, &policy(&[]), &place()));
+    assert_eq!(here, [pair("/srv/vm/disks/a.raw", "/data/disks/a.raw")]);
+    let there = paths(inputs_of(&description));
+    let (a, b) = ("/srv/vm/disks/a.raw", "/etc/b.raw");
+    assert_eq!(there, [pair(a, a), pair(b, b)], "at the source, as they are");
+    let program = program_of(&description, &policy(&[]), &place()).unwrap();
+    assert_eq!(program, ("qemu-system-x86_64".to_owned(), None));
 }
