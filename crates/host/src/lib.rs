@@ -9,5 +9,7 @@ pub mod paths;
 pub mod pki;
 pub mod process;
 pub mod qmp;
+pub mod same_file;
 pub mod tls;
 pub mod usage;
+pub mod userfault;

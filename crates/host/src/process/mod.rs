@@ -11,6 +11,7 @@ mod inspect;
 mod spawn;
 
 pub use inspect::{argv_of, cpu_time_of, exe_of, start_time_of, tail_of};
+pub(crate) use spawn::environment;
 pub use spawn::spawn_detached;
 
 use std::io;

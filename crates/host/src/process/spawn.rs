@@ -18,6 +18,11 @@ use super::{Process, ProcessError};
 const ENVIRONMENT: [&str; 7] =
     ["HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "QEMU_MODULE_DIR", "TMPDIR", "XDG_RUNTIME_DIR"];
 
+/// The part of our environment that a process gets.
+pub(crate) fn environment() -> impl Iterator<Item = (&'static str, OsString)> {
+    ENVIRONMENT.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)))
+}
+
 /// Starts a program in a session of its own, in `directory`, reading nothing, writing to the log file at `log_path` (made if it is
 /// absent, otherwise appended to). It inherits the descriptors in `keep_fds`, under the numbers that they have here, and no
 /// others. No signal is blocked, and SIGPIPE, which Rust ignores, is as usual.
@@ -39,7 +44,7 @@ pub fn spawn_detached(
     let failed = |error| ProcessError::Start { program: program.to_owned(), error };
     let mut command = Command::new(program);
     command.args(args).current_dir(directory).env_clear();
-    command.envs(ENVIRONMENT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.envs(environment());
     command.stdin(Stdio::null()).stdout(log).stderr(same_log);
     let plan = inheritance(keep_fds).map_err(failed)?;
     let prepare = move || prepare_child(&plan);

@@ -72,7 +72,7 @@ pub struct Status {
 }
 
 /// What executes the guest's processors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Accelerator {
     /// The host's kernel.
     Kvm,

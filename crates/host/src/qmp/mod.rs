@@ -19,6 +19,7 @@ mod event;
 mod machine;
 mod message;
 mod migration;
+mod program;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use machine::{
 };
 pub use message::{Greeting, Version, VersionNumber};
 pub use migration::{MigrationInfo, MigrationParameters, MigrationStatus, RamInfo};
+pub use program::{CpuFeatures, CpuModel, Program, ProgramError};
 pub use schema::Schema;
 
 use std::io;

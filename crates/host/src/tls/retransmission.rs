@@ -5,6 +5,8 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use nix::libc;
+
 /// After the link is back, something is sent within this where the kernel can limit it.
 const LONGEST_WAIT_MS: libc::c_int = 2000;
 /// `TCP_RTO_MAX_MS` of `linux/tcp.h`, which the library does not have yet.
