@@ -39,6 +39,8 @@ pub(crate) struct Agent {
     pub admission: Arc<Admission>,
     /// Our own anonymous memory.
     pub anonymous: AnonPeak,
+    /// What this host's QEMUs can be.
+    pub programs: incoming::Programs,
     incoming: Mutex<HashMap<JobId, incoming::Handle>>,
     /// Nobody else uses our state directory.
     _lock: FolderLock,
@@ -198,6 +200,7 @@ impl Agent {
             jobs: Jobs::default(),
             admission: Arc::default(),
             anonymous: AnonPeak::default(),
+            programs: incoming::Programs::default(),
             incoming: Mutex::default(),
             _lock: lock,
         };

@@ -75,7 +75,8 @@ pub(crate) async fn would_take(
     let (greeted, _) =
         peer::connect(&agent.identity, to, Role::Check, agent.link_options()).await?;
     let mut checkup = Checkup { greeted, to };
-    let answer = checkup.ask(prepare).await?;
+    let asked = prepare.clone().for_peer(&checkup.greeted.capabilities);
+    let answer = checkup.ask(&asked).await?;
     checkup.close().await;
     match answer {
         Message::Refused(refused) => Ok(refused.refusals),

@@ -73,6 +73,8 @@ pub struct Accept {
     pub roots: Option<Vec<PathBuf>>,
     /// QEMU options beyond the built-in list.
     pub options: Vec<String>,
+    /// Folders whose files are the source's own, where that cannot be seen from here.
+    pub shared: Vec<PathBuf>,
 }
 
 /// Bounds on what the agent takes on.
@@ -168,6 +170,7 @@ struct WrittenTls {
 struct WrittenAccept {
     roots: Option<Vec<PathBuf>>,
     options: Option<Vec<String>>,
+    shared: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -219,6 +222,7 @@ impl Written {
         self.paths.extend(other.paths);
         take(&mut self.accept.roots, other.accept.roots);
         take(&mut self.accept.options, other.accept.options);
+        take(&mut self.accept.shared, other.accept.shared);
         take(&mut self.limits.bandwidth, other.limits.bandwidth);
         take(&mut self.limits.jobs, other.limits.jobs);
         take(&mut self.limits.largest_vm, other.limits.largest_vm);
@@ -237,6 +241,9 @@ impl Written {
             return Err(ConfigError::Absent { path: path.into(), key: "host.name", example });
         };
         let listen = self.host.listen.unwrap_or_else(|| format!("0.0.0.0:{DEFAULT_PORT}"));
+        let folders = |written: Vec<PathBuf>| -> Vec<PathBuf> {
+            written.iter().map(|written| folder.join(written)).collect()
+        };
         let control = place(self.host.control, dirs.runtime.join("sterna.sock"));
         let ca = place(self.tls.ca, dirs.config.join("pki/ca-cert.pem"));
         let crl = match self.tls.crl {
@@ -264,11 +271,9 @@ impl Written {
             peers: self.peers,
             paths: self.paths.into_iter().collect(),
             accept: Accept {
-                roots: self
-                    .accept
-                    .roots
-                    .map(|roots| roots.iter().map(|root| folder.join(root)).collect()),
+                roots: self.accept.roots.map(folders),
                 options: self.accept.options.unwrap_or_default(),
+                shared: folders(self.accept.shared.unwrap_or_default()),
             },
             limits: self.limits.check(path)?,
         })
@@ -366,6 +371,7 @@ mod tests {
             [accept]
             roots = ["/data", "/usr/share", "/boot"]
             options = []
+            shared = ["/data/san"]
             [limits]
             bandwidth = "1G"
             "#,
@@ -375,6 +381,7 @@ mod tests {
         let crl = CrlFile::IfThere("/etc/sterna/pki/alpha/ca-crl.pem".into());
         assert_eq!(config.tls.crl, crl);
         assert!(config.peers.values().all(|peer| peer.accept));
+        assert_eq!(config.accept.shared, [Path::new("/data/san")]);
         assert_eq!(config.limits.bandwidth.unwrap().bytes_per_second, 125_000_000);
         assert_eq!(config.limits.link_timeout, Duration::from_secs(90));
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sterna_host::tls::{Connection, FrameStreamError, read_frame, write_frame};
 use sterna_model::HostName;
 use sterna_wire::{
-    FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Message, MessageError, Sender,
+    Capabilities, FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Message, MessageError, Sender,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::mpsc;
@@ -55,6 +55,7 @@ pub(crate) struct Link {
     peer: HostName,
     unsent: mpsc::Sender<(FrameKind, Vec<u8>)>,
     counts: Arc<Counts>,
+    capabilities: Arc<Capabilities>,
 }
 
 /// Bytes of a control connection, frame headers included.
@@ -74,6 +75,8 @@ pub(crate) struct Greeted {
     pub reader: FrameReader,
     /// What goes.
     pub writer: FrameWriter,
+    /// What both ends do beyond the protocol's minimum.
+    pub capabilities: Capabilities,
 }
 
 impl Link {
@@ -81,6 +84,7 @@ impl Link {
     /// word why nothing more comes, or until nobody listens any more.
     pub(crate) fn start(greeted: Greeted, them: Sender, inbound: mpsc::Sender<Inbound>) -> Self {
         let peer = greeted.connection.peer().clone();
+        let capabilities = Arc::new(greeted.capabilities);
         let (read_half, write_half) = tokio::io::split(greeted.connection.into_stream());
         let (unsent, messages) = mpsc::channel(MAX_UNSENT);
         let counts = Arc::new(Counts::default());
@@ -101,7 +105,13 @@ impl Link {
             }
             let _ = inbound.send(Inbound::Closed(end.to_string())).await;
         });
-        Self { peer, unsent, counts }
+        Self { peer, unsent, counts, capabilities }
+    }
+
+    /// What both ends do beyond the protocol's minimum.
+    #[must_use]
+    pub(crate) fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
     /// Sends a message.

@@ -7,6 +7,7 @@ use sterna_host::tls::{
     Connection, FrameStreamError, LinkOptions, TlsError, TlsIdentity, read_frame, write_frame,
 };
 use sterna_model::{HostName, Refusal};
+use sterna_wire::evidence::EVIDENCE;
 use sterna_wire::{
     Agreed, Capabilities, Frame, FrameKind, FrameReader, FrameWriter, Hello, HelloError, Offer,
     Reply, Role, Welcome, negotiate,
@@ -19,6 +20,9 @@ use crate::link::Greeted;
 
 /// This build's version, for people.
 pub(crate) const SOFTWARE: &str = concat!("sterna ", env!("CARGO_PKG_VERSION"));
+
+/// What this build does beyond the protocol's minimum.
+const CAPABILITIES: [&str; 1] = [EVIDENCE];
 
 /// A peer to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +154,8 @@ pub(crate) fn configured(agent: &Agent, name: &HostName) -> Option<Destination> 
 }
 
 fn our_offer() -> Offer {
-    Offer::of_this_build(SOFTWARE, Capabilities::default())
+    let capabilities = Capabilities::new(&CAPABILITIES).unwrap_or_default();
+    Offer::of_this_build(SOFTWARE, capabilities)
 }
 
 /// Connects to a peer and says hello.
@@ -187,8 +192,9 @@ pub(crate) async fn connect(
     match Reply::decode(payload).map_err(hello_error)? {
         Reply::Refused { refusal } => Err(PeerError::Refused { peer, refusal: Box::new(refusal) }),
         Reply::Welcome(welcome) => {
-            Agreed::by_welcome(&hello.offer, &welcome).map_err(hello_error)?;
-            Ok((Greeted { connection, reader, writer }, welcome))
+            let agreed = Agreed::by_welcome(&hello.offer, &welcome).map_err(hello_error)?;
+            let capabilities = agreed.capabilities;
+            Ok((Greeted { connection, reader, writer, capabilities }, welcome))
         }
     }
 }
@@ -220,7 +226,9 @@ impl Visitor {
             return Err(PeerError::Closed { peer });
         };
         let hello = Hello::decode(payload).map_err(|error| PeerError::Hello { peer, error })?;
-        Ok(Self { greeted: Greeted { connection, reader, writer: FrameWriter::new() }, hello })
+        let capabilities = our_offer().capabilities.common(&hello.offer.capabilities);
+        let writer = FrameWriter::new();
+        Ok(Self { greeted: Greeted { connection, reader, writer, capabilities }, hello })
     }
 
     /// Who it is.

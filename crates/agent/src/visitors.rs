@@ -220,7 +220,7 @@ async fn begin(
     link: &Link,
 ) -> Option<incoming::Handle> {
     let (job, vm) = (prepare.job.clone(), prepare.vm.clone());
-    let begun = look_at(agent, peer, &prepare).and_then(|checked| {
+    let begun = look_at(agent, peer, &prepare).await.and_then(|checked| {
         incoming::begin(agent, peer, (prepare, checked), link.clone())
             .map_err(|refusal| vec![refusal])
     });
@@ -240,34 +240,41 @@ async fn begin(
     }
 }
 
-/// Whether this peer may begin this job, and whether its VM can be taken.
-fn look_at(
+/// Whether this peer may begin this job, and whether its VM can be taken. A peer that nothing is taken from learns no more
+/// than that.
+async fn look_at(
     agent: &Agent,
     peer: &HostName,
     prepare: &Prepare,
 ) -> Result<incoming::Checked, Vec<Refusal>> {
-    match refused(agent, peer, prepare) {
-        Some(refusal) => Err(vec![refusal]),
-        // It looks at files, which may lie on a network that does not answer.
-        None => tokio::task::block_in_place(|| incoming::check(agent, prepare)),
+    if let Some(refusal) = not_accepted(agent, peer) {
+        return Err(vec![refusal]);
     }
+    let looked = incoming::look(agent, prepare).await;
+    // Last, so that nothing is waited for between these and the job's beginning.
+    let mut refusals = engaged(agent, prepare);
+    match looked {
+        Ok(checked) if refusals.is_empty() => return Ok(checked),
+        Ok(_) => {}
+        Err(more) => refusals.extend(more),
+    }
+    Err(refusals)
 }
 
-/// Why this peer may not begin this job, if it may not.
-fn refused(agent: &Agent, peer: &HostName, prepare: &Prepare) -> Option<Refusal> {
-    if let Some(refusal) = not_accepted(agent, peer) {
-        return Some(refusal);
-    }
+/// Why no job, or not this one, can be begun now.
+fn engaged(agent: &Agent, prepare: &Prepare) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
     if agent.jobs.are_closed() {
         let reason = format!("the agent of {} is being ended", agent.config.name);
-        return Some(Refusal::new("destination-not-ready", reason, "try again in a minute"));
+        refusals.push(Refusal::new("destination-not-ready", reason, "try again in a minute"));
     }
     // An old job's journal must not get another one's entries.
     if journal::path_of(&agent.config.state_dir, &prepare.job).exists() {
-        return Some(NotBegun::Known.to_refusal(&prepare.job));
+        refusals.push(NotBegun::Known.to_refusal(&prepare.job));
+    } else if let Some(hindrance) = agent.jobs.hindrance(&prepare.job, agent.config.limits.jobs) {
+        refusals.push(hindrance.to_refusal(&prepare.job));
     }
-    let hindrance = agent.jobs.hindrance(&prepare.job, agent.config.limits.jobs);
-    hindrance.map(|hindrance| hindrance.to_refusal(&prepare.job))
+    refusals
 }
 
 /// Why no VM of this peer is taken, if none is.
@@ -294,7 +301,7 @@ async fn answer(agent: &Agent, peer: &HostName, inquire: &Inquire, link: &Link) 
 
 /// A peer that looks whether we are there: pings are answered, probes counted, and a ping says that they have arrived.
 async fn check(agent: &Agent, peer: &HostName, greeted: Greeted) -> Result<(), PeerError> {
-    let Greeted { mut connection, mut reader, mut writer } = greeted;
+    let Greeted { mut connection, mut reader, mut writer, .. } = greeted;
     let failed = |error| PeerError::Frame { peer: peer.clone(), error };
     while read_frame(connection.stream(), &mut reader).await.map_err(failed)? {
         let Some(frame) = reader.frame() else { continue };
@@ -310,7 +317,7 @@ async fn check(agent: &Agent, peer: &HostName, greeted: Greeted) -> Result<(), P
             Message::Ping(echo) => Message::Pong(echo),
             // Would this VM be taken? Everything is checked, nothing is begun; no refusals mean yes.
             Message::Prepare(prepare) => {
-                let refusals = look_at(agent, peer, &prepare).err().unwrap_or_default();
+                let refusals = look_at(agent, peer, &prepare).await.err().unwrap_or_default();
                 Message::Refused(Refused::new(&refusals))
             }
             // Would any VM be taken? A job that nobody knows, or the reason why not.

@@ -20,6 +20,7 @@ extern crate std;
 
 mod answer;
 mod blob;
+pub mod evidence;
 pub mod frame;
 pub mod hello;
 mod json;
@@ -32,6 +33,7 @@ pub mod versions;
 
 pub use answer::{AnswerState, GuestState, Sender, Verify};
 pub use blob::{Blob, PageKey, Text, Token};
+pub use evidence::{CpuEvidence, DiskEvidence, Evidence};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Header};
 pub use hello::{Capabilities, Capability, Hello, HelloError, Offer, Reply, Role, Welcome};
 pub use json::JsonError;

@@ -36,3 +36,11 @@ pub const MAX_REFUSAL_CODE_BYTES: usize = 64;
 pub const MAX_REFUSAL_TEXT_BYTES: usize = 1024;
 /// The longest silence that a source may ask a destination to ride out: a day, in milliseconds.
 pub const MAX_LINK_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
+/// CPU features in a list of evidence.
+pub const MAX_CPU_FEATURES: usize = 512;
+/// Bytes in a CPU feature's name, or in `vendor=...`.
+pub const MAX_CPU_FEATURE_BYTES: usize = 64;
+/// Disk images in evidence.
+pub const MAX_EVIDENCE_DISKS: usize = 64;
+/// Bytes in all their paths. Escaped in JSON they can become six times as long.
+pub const MAX_EVIDENCE_PATH_BYTES: usize = 8 * 1024;

@@ -28,7 +28,9 @@ use sterna_model::{BlockName, Epoch, JobId, Layout, PageId, Refusal, Root, Uuid,
 
 use crate::answer::{AnswerState, GuestState, Sender, Verify};
 use crate::blob::{Blob, PageKey, Text, Token, is_clean, root};
+use crate::evidence::{EVIDENCE, Evidence};
 use crate::frame::FrameKind;
+use crate::hello::Capabilities;
 use crate::json::{self, JsonError};
 use crate::limits::{
     MAX_COMMAND_BYTES, MAX_COMMANDS, MAX_CONFIGURATION_BYTES, MAX_CONNECTIONS,
@@ -100,6 +102,10 @@ pub struct Prepare {
     /// Silence to ride out before the guest is stopped, in milliseconds, at most
     /// [`MAX_LINK_TIMEOUT_MS`](crate::limits::MAX_LINK_TIMEOUT_MS).
     pub link_timeout_ms: u64,
+    /// What the destination can judge by. Only between agents that both have the capability
+    /// [`EVIDENCE`](crate::evidence::EVIDENCE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
 
 /// What QEMU's stream began with.
@@ -328,6 +334,17 @@ impl Message {
         }
     }
 
+    /// The message as a peer with these capabilities understands it.
+    #[must_use]
+    pub fn for_peer(mut self, common: &Capabilities) -> Self {
+        if let Self::Prepare(prepare) = &mut self
+            && !common.contains(EVIDENCE)
+        {
+            prepare.evidence = None;
+        }
+        self
+    }
+
     /// Its `type`, as it stands in JSON.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -360,7 +377,8 @@ impl Message {
                 within("connections", (1, MAX_CONNECTIONS as u64), connections as u64)?;
                 within("link_timeout_ms", (1, MAX_LINK_TIMEOUT_MS), prepare.link_timeout_ms)?;
                 let bytes = prepare.description.len();
-                at_most("bytes of description", MAX_DESCRIPTION_BYTES as u64, bytes as u64)
+                at_most("bytes of description", MAX_DESCRIPTION_BYTES as u64, bytes as u64)?;
+                prepare.evidence.as_ref().map_or(Ok(()), Evidence::check_limits)
             }
             Self::Final(last) => {
                 at_most("commands", MAX_COMMANDS as u64, last.commands.len() as u64)?;

@@ -5,6 +5,7 @@
 //! data connections   --> receivers --> memory --> loader --> QEMU
 //! ```
 
+mod acceptance;
 mod drive;
 mod loader;
 mod memory;
@@ -12,19 +13,7 @@ mod qemu;
 mod receiver;
 mod streams;
 
+pub(crate) use acceptance::{Programs, look};
 pub(crate) use drive::{Handle, begin};
 pub(crate) use qemu::Checked;
 pub(crate) use streams::DataConnection;
-
-use sterna_model::Refusal;
-use sterna_wire::message::Prepare;
-
-use crate::agent::Agent;
-
-/// Looks whether a VM can be taken. Nothing is touched.
-///
-/// # Errors
-/// All reasons not to take it.
-pub(crate) fn check(agent: &Agent, prepare: &Prepare) -> Result<Checked, Vec<Refusal>> {
-    qemu::check(agent, prepare)
-}

@@ -20,7 +20,7 @@ pub(crate) use qemu::{RunStateBefore, give_back};
 use std::sync::Arc;
 
 use sterna_api::{ApiError, MigrateOptions, MigrateRequest, Plan};
-use sterna_model::{NameError, Refusal, VmName};
+use sterna_model::{JobId, NameError, Refusal, VmName};
 use tracing::Instrument as _;
 
 use crate::agent::Agent;
@@ -56,13 +56,32 @@ impl Move {
         self.live.as_ref().ok_or_else(|| "the guest's QEMU has ended".to_owned())
     }
 
-    /// Looks at the VM before anything is touched.
+    /// Looks at the options and the VM before anything is touched.
     ///
     /// # Errors
-    /// All reasons not to move it.
-    async fn examine(&self, record: &Record) -> Result<preflight::Subject, Vec<Refusal>> {
-        let gone = |why| vec![Refusal::new("qemu-gone", why, "start the VM again")];
-        preflight::examine(record, self.live().map_err(gone)?).await
+    /// All reasons not to move it. Where this side has one, the destination has been asked for its own as well.
+    async fn examine(
+        &self,
+        agent: &Arc<Agent>,
+        record: &Record,
+    ) -> Result<preflight::Subject, Vec<Refusal>> {
+        let mut refusals = preflight::check_options(&self.options);
+        let examined = match self.live() {
+            Ok(live) => preflight::examine(record, live).await,
+            Err(why) => {
+                let gone = Refusal::new("qemu-gone", why, "start the VM again");
+                preflight::Examined::refused(vec![gone])
+            }
+        };
+        refusals.extend(examined.refusals);
+        match examined.subject {
+            Some(subject) if refusals.is_empty() => Ok(subject),
+            Some(subject) => {
+                refusals.extend(theirs(agent, self, record, &subject).await);
+                Err(refusals)
+            }
+            None => Err(refusals),
+        }
     }
 }
 
@@ -78,19 +97,18 @@ pub(crate) async fn begin(
     if agent.jobs.are_closed() {
         return Err(ApiError::failed("the agent is being ended; start it again, and try again"));
     }
-    if agent.jobs.running() >= agent.config.limits.jobs {
-        let reason = format!("expected fewer than {} jobs at a time", agent.config.limits.jobs);
-        let refusal =
-            Refusal::new("too-many-jobs", reason, "wait for one to end, or raise limits.jobs");
-        return Err(ApiError::refused(vec![refusal]));
+    if let Some(other) = wanted.vm.job() {
+        return Err(ApiError::refused(vec![busy(&request.name, &other)]));
+    }
+    if let Some(refusal) = too_many_jobs(agent) {
+        let refusals = refusals(agent, &wanted).await;
+        return Err(ApiError::refused(std::iter::once(refusal).chain(refusals).collect()));
     }
     let no_random = |error: std::io::Error| ApiError::failed(format!("no random bytes: {error}"));
     let id = crate::random::job_id().map_err(no_random)?;
     let key = crate::random::bytes().map_err(no_random)?;
     if let Err(other) = wanted.vm.begin_job(&id) {
-        let reason = format!("{} is being moved by {other} already", request.name);
-        let refusal = Refusal::new("vm-busy", reason, "wait for that job, or cancel it");
-        return Err(ApiError::refused(vec![refusal]));
+        return Err(ApiError::refused(vec![busy(&request.name, &other)]));
     }
     let job = agent.jobs.begin(id, request.name.clone(), wanted.to.name.clone(), Role::Source);
     let span = job.span();
@@ -135,14 +153,38 @@ pub(crate) async fn plan(
     options: &MigrateOptions,
 ) -> Result<Plan, ApiError> {
     let wanted = wanted(agent, name, destination, options)?;
-    let mut refusals = preflight::check_options(options);
-    let record = wanted.vm.record();
-    match wanted.examine(&record).await {
-        Err(more) => refusals.extend(more),
-        Ok(subject) => refusals.extend(theirs(agent, &wanted, &record, &subject).await),
-    }
+    // What another job does to it would look like reasons of its own.
+    let refusals = match wanted.vm.job() {
+        Some(other) => vec![busy(name, &other)],
+        None => {
+            let mut all: Vec<Refusal> = too_many_jobs(agent).into_iter().collect();
+            all.extend(refusals(agent, &wanted).await);
+            all
+        }
+    };
     // Predictions, and with them a choice among strategies, come with more than one strategy.
     Ok(Plan { strategies: Vec::new(), recommended: None, refusals })
+}
+
+/// Everything that both sides have against a move, without anything being begun.
+async fn refusals(agent: &Arc<Agent>, wanted: &Move) -> Vec<Refusal> {
+    let record = wanted.vm.record();
+    match wanted.examine(agent, &record).await {
+        Err(refusals) => refusals,
+        Ok(subject) => theirs(agent, wanted, &record, &subject).await,
+    }
+}
+
+fn too_many_jobs(agent: &Agent) -> Option<Refusal> {
+    let most = agent.config.limits.jobs;
+    let reason = format!("expected fewer than {most} jobs at a time");
+    let remedy = "wait for one to end, or raise limits.jobs";
+    (agent.jobs.running() >= most).then(|| Refusal::new("too-many-jobs", reason, remedy))
+}
+
+fn busy(name: &VmName, job: &JobId) -> Refusal {
+    let reason = format!("{name} is being moved by {job} already");
+    Refusal::new("vm-busy", reason, "wait for that job, or cancel it")
 }
 
 /// What the destination has against a VM, without anything being begun there.

@@ -74,7 +74,7 @@ async fn ask_one(
     let failed = |error| PeerError::Frame { peer: to.name.clone(), error };
     let (greeted, _) =
         peer::connect(&agent.identity, to, Wish::Control, agent.link_options()).await?;
-    let Greeted { mut connection, mut reader, mut writer } = greeted;
+    let Greeted { mut connection, mut reader, mut writer, .. } = greeted;
     let payload = Message::Inquire(inquire).encode().map_err(|_| closed())?;
     write_frame(connection.stream(), &mut writer, FrameKind::Control, &payload)
         .await

@@ -23,6 +23,7 @@ fn prepare(job: &str) -> Prepare {
         connections: 1,
         verify: Verify::Roots,
         link_timeout_ms: 20_000,
+        evidence: None,
     }
 }
 
@@ -68,7 +69,9 @@ async fn a_job_whose_journal_is_here_is_not_begun_again() {
     host.write_journal(&[destination_of("alpha"), Entry::Ended(String::new())]);
     let answer = ask(&hosts, &agent, &[Message::Prepare(prepare("job-1"))]).await;
     let Some(Message::Refused(refused)) = answer else { panic!("{answer:?}") };
-    assert_eq!(refused.refusals[0].code, "job-known");
+    // The reasons of all kinds come together.
+    let codes: Vec<_> = refused.refusals.iter().map(|refusal| refusal.code.as_str()).collect();
+    assert_eq!(codes, ["job-known", "description-malformed"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

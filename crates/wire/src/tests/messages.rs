@@ -8,10 +8,13 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 use sterna_model::{Epoch, Layout, PageId, Refusal, Root};
 
-use super::samples::{block, messages, prepare, root, stream_head};
+use super::samples::{block, evidence, messages, prepare, root, stream_head};
 use crate::limits::*;
 use crate::message::*;
-use crate::{AnswerState, Blob, GuestState, PageKey, Sender, Text, Token, Verify};
+use crate::{
+    AnswerState, Blob, Capabilities, CpuEvidence, DiskEvidence, Evidence, GuestState, PageKey,
+    Sender, Text, Token, Verify,
+};
 
 fn survives(sender: Sender, message: &Message) {
     let payload = message.encode().unwrap();
@@ -170,7 +173,8 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
     };
     survives(Sender::Source, &Message::Final(last));
     let description = "\u{1}".repeat(MAX_DESCRIPTION_BYTES);
-    survives(Sender::Source, &Message::Prepare(Prepare { description, ..prepare() }));
+    let evidence = Some(evidence_at_its_limits());
+    survives(Sender::Source, &Message::Prepare(Prepare { description, evidence, ..prepare() }));
     let refusal = Refusal::new(&"\"".repeat(99), "\n".repeat(9999), "\n".repeat(9999));
     survives(Sender::Destination, &Message::Refused(Refused::new(&vec![refusal; 99])));
     let error = Text::new(&"\"".repeat(9999));
@@ -184,6 +188,60 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
     let token = Token([0; 32]);
     let prepared = Prepared { token, shared_blocks, qemu_version, start_ms: u64::MAX };
     survives(Sender::Destination, &Message::Prepared(prepared));
+}
+
+fn evidence_at_its_limits() -> Evidence {
+    let evidence = evidence();
+    let features = vec!["\"".repeat(MAX_CPU_FEATURE_BYTES); MAX_CPU_FEATURES];
+    let model = "\"".repeat(MAX_VERSION_BYTES);
+    let path = "\u{1}".repeat(MAX_EVIDENCE_PATH_BYTES / MAX_EVIDENCE_DISKS);
+    let disk = DiskEvidence {
+        path,
+        length_bytes: u64::MAX,
+        inode: u64::MAX,
+        locked_byte: Some(u64::MAX),
+        world_wide_id: Some(model.clone()),
+    };
+    let cpu = Some(CpuEvidence { model, features: features.clone(), lacks: features });
+    Evidence { cpu, disks: vec![disk; MAX_EVIDENCE_DISKS], ..evidence }
+}
+
+#[test]
+fn evidence_above_a_limit_is_an_error_that_names_it() {
+    let refused = |change: &dyn Fn(&mut Evidence)| {
+        let mut evidence = evidence();
+        change(&mut evidence);
+        let evidence = Some(evidence);
+        is_refused(Sender::Source, &Message::Prepare(Prepare { evidence, ..prepare() }))
+    };
+    let range = |change: &dyn Fn(&mut Evidence), expected: &'static str| {
+        let wrong = refused(change);
+        assert!(matches!(wrong, MessageError::Range { what, .. } if what == expected), "{wrong}");
+    };
+    let disk = || evidence().disks[0].clone();
+    range(&|one| one.disks = vec![disk(); MAX_EVIDENCE_DISKS + 1], "disks");
+    range(
+        &|one| one.disks[0].path = "x".repeat(MAX_EVIDENCE_PATH_BYTES + 1),
+        "bytes of disks' paths",
+    );
+    range(&|one| one.disks[0].world_wide_id = Some("x".repeat(129)), "bytes of a world wide id");
+    let cpu = |change: &dyn Fn(&mut CpuEvidence), expected| {
+        range(&|one| one.cpu.as_mut().into_iter().for_each(change), expected);
+    };
+    cpu(&|cpu| cpu.model = "x".repeat(129), "bytes of the CPU model");
+    cpu(&|cpu| cpu.features = vec![String::new(); MAX_CPU_FEATURES + 1], "CPU features");
+    cpu(&|cpu| cpu.lacks = vec!["x".repeat(MAX_CPU_FEATURE_BYTES + 1)], "bytes of a CPU feature");
+    let unprintable = refused(&|one| one.disks[0].world_wide_id = Some("\u{1b}".into()));
+    assert_eq!(unprintable, MessageError::Unprintable { what: "evidence" });
+}
+
+/// An agent without the capability gets the message that it has always got.
+#[test]
+fn evidence_is_told_to_those_who_know_it_only() {
+    let with = Message::Prepare(Prepare { evidence: Some(evidence()), ..prepare() });
+    let knows = Capabilities::new(&["evidence"]).unwrap();
+    assert_eq!(with.clone().for_peer(&knows), with);
+    assert_eq!(with.for_peer(&Capabilities::default()), Message::Prepare(prepare()));
 }
 
 #[test]

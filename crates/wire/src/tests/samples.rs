@@ -6,9 +6,13 @@ use alloc::vec::Vec;
 
 use sterna_model::{BlockName, Epoch, Layout, PageId, Refusal, Root};
 
+use crate::evidence::{Accelerator, PostCopy};
 use crate::hello::{Capabilities, Offer, Role, Welcome};
 use crate::message::*;
-use crate::{AnswerState, Blob, GuestState, Hello, PageKey, Reply, Sender, Text, Token, Verify};
+use crate::{
+    AnswerState, Blob, CpuEvidence, DiskEvidence, Evidence, GuestState, Hello, PageKey, Reply,
+    Sender, Text, Token, Verify,
+};
 
 pub(super) fn offer(protocol_min: u16, protocol_max: u16, software: &str) -> Offer {
     let capabilities = Capabilities::new(&["three-stage", "follow"]).unwrap();
@@ -52,6 +56,28 @@ pub(super) fn prepare() -> Prepare {
         connections: 4,
         verify: Verify::Full,
         link_timeout_ms: 90_000,
+        evidence: None,
+    }
+}
+
+pub(super) fn evidence() -> Evidence {
+    let disk = DiskEvidence {
+        path: "/srv/vm/web.img".into(),
+        length_bytes: 16 << 30,
+        inode: 77,
+        locked_byte: Some(1 << 41),
+        world_wide_id: Some("naa.600".into()),
+    };
+    let cpu = CpuEvidence {
+        model: "host".into(),
+        features: vec!["aes".into(), "vendor=AuthenticAMD".into()],
+        lacks: vec!["sha-ni".into()],
+    };
+    Evidence {
+        accelerator: Accelerator::Kvm,
+        cpu: Some(cpu),
+        disks: vec![disk],
+        post_copy: PostCopy::Planned,
     }
 }
 
@@ -75,6 +101,7 @@ fn from_source() -> Vec<Message> {
     };
     vec![
         Message::Prepare(prepare()),
+        Message::Prepare(Prepare { evidence: Some(evidence()), ..prepare() }),
         Message::StreamHead(stream_head()),
         Message::Final(sent),
         Message::Commit(Commit { epoch: Epoch(5) }),

@@ -20,20 +20,14 @@ use crate::peer::{self, PeerError};
 impl Drive {
     /// Looks at the VM, reaches the destination, and lets it get ready while we do too.
     pub(super) async fn prepare(&mut self) {
-        let mut refusals = preflight::check_options(&self.wanted.options);
         let record = self.wanted.vm.record();
-        match self.wanted.examine(&record).await {
-            Ok(subject) if refusals.is_empty() => {
-                self.gauge.memory = subject.ram_bytes;
-                self.subject = Some(subject);
-            }
-            Ok(_) => {}
-            Err(more) => refusals.extend(more),
-        }
-        let Some(subject) = self.subject.as_ref().filter(|_| refusals.is_empty()) else {
-            return self.fact(Fact::PeerRefused(refusals));
+        let subject = match self.wanted.examine(&self.agent, &record).await {
+            Ok(subject) => subject,
+            Err(refusals) => return self.fact(Fact::PeerRefused(refusals)),
         };
-        let message = match prepare_message(
+        self.gauge.memory = subject.ram_bytes;
+        let subject = &*self.subject.insert(subject);
+        let mut message = match prepare_message(
             self.job.id(),
             &record,
             subject,
@@ -45,7 +39,10 @@ impl Drive {
             Err(refusal) => return self.fact(Fact::PeerRefused(vec![refusal])),
         };
         match self.connect().await {
-            Ok(link) => self.link = Some(link),
+            Ok(link) => {
+                message = message.for_peer(link.capabilities());
+                self.link = Some(link);
+            }
             Err(error) if is_refusal(&error) => {
                 return self.fact(Fact::PeerRefused(vec![error.to_refusal()]));
             }
@@ -129,6 +126,7 @@ pub(in crate::outgoing) fn prepare_message(
         connections: wanted.options.connections,
         verify: if wanted.options.verify_full { Verify::Full } else { Verify::Roots },
         link_timeout_ms: u64::try_from(link_timeout).unwrap_or(u64::MAX),
+        evidence: Some(subject.evidence.for_move(&wanted.options)),
     }))
 }
 

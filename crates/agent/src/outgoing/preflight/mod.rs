@@ -1,22 +1,33 @@
 //! What is looked at before anything is touched: the VM's description, and the reasons not to move it.
+//!
+//! ```text
+//! options -----------------------------> check_options --\
+//! QEMU --QMP--> snapshot --> guest, hotplug --------------+--> refusals, told with the destination's
+//! arguments + facts --> description --> destination ------/
+//!                           \--> evidence --^
+//! ```
 
-use std::time::Duration;
+mod evidence;
+mod guest;
+mod hotplug;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use sterna_api::{MigrateOptions, Strategy};
 use sterna_host::memory::{BlockMemory, main_ram_of};
-use sterna_host::qmp::{Accelerator, Qmp, RunState};
+use sterna_host::qmp::{Accelerator, BlockDevice, MemoryBackend, Qmp, QmpError};
 use sterna_model::{BlockName, ByteCount, Refusal};
 use sterna_qemu_args::{Description, RunningFacts};
 
 use crate::registry::Record;
 use crate::vm::Live;
+use evidence::Collected;
+use snapshot::Snapshot;
 
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// QEMU's dirty bitmap is synced by words of so many bytes of guest memory where a block is a multiple of it.
-const FAST_SYNC_BYTES: u64 = 256 << 10;
-/// The first major version whose sync does not forget the TLB of TCG.
-const FIRST_COHERENT_MAJOR: u64 = 9;
+/// Names of one kind that a refusal lists; more are counted.
+const MAX_LISTED: usize = 8;
 
 /// A VM that can be moved, as far as this side knows.
 #[derive(Debug)]
@@ -29,6 +40,24 @@ pub(super) struct Subject {
     pub ram_bytes: ByteCount,
     /// What executes the guest.
     pub accelerator: Accelerator,
+    /// What the destination can judge by.
+    pub evidence: Collected,
+}
+
+/// What looking at a VM gives.
+#[derive(Debug)]
+pub(super) struct Examined {
+    /// What would be moved; none when the VM cannot even be described.
+    pub subject: Option<Subject>,
+    /// Why it cannot be, as far as this side knows.
+    pub refusals: Vec<Refusal>,
+}
+
+impl Examined {
+    /// Nothing is known but this.
+    pub(super) fn refused(refusals: Vec<Refusal>) -> Self {
+        Self { subject: None, refusals }
+    }
 }
 
 /// Looks at the options: what this version cannot do is refused by name.
@@ -53,28 +82,31 @@ pub(super) fn check_options(options: &MigrateOptions) -> Vec<Refusal> {
 }
 
 /// Looks at the VM.
-///
-/// # Errors
-/// All reasons not to move it.
-pub(super) async fn examine(record: &Record, live: &Live) -> Result<Subject, Vec<Refusal>> {
-    let facts = running_facts(record, &live.qmp).await.map_err(|error| vec![silent(&error)])?;
-    let accelerator =
-        live.qmp.query_kvm().await.map_err(|error| vec![silent(&error.to_string())])?;
-    let mut refusals = match hindrances(&live.qmp, facts.ram_bytes, accelerator).await {
-        Ok(refusals) => refusals,
-        Err(error) => vec![silent(&error)],
-    };
-    let (ram_block, ram_bytes) = (facts.ram_block.clone(), facts.ram_bytes);
-    match Description::from_argv(&record.definition, &facts) {
-        Ok(description) if refusals.is_empty() => {
-            Ok(Subject { description, ram_block, ram_bytes, accelerator })
-        }
-        Ok(_) => Err(refusals),
+pub(super) async fn examine(record: &Record, live: &Live) -> Examined {
+    match look(record, live).await {
+        Ok(examined) => examined,
+        Err(error) => Examined::refused(vec![silent(&error)]),
+    }
+}
+
+async fn look(record: &Record, live: &Live) -> Result<Examined, String> {
+    let failed = |error: QmpError| error.to_string();
+    let snapshot = Snapshot::take(&live.qmp).await.map_err(failed)?;
+    let facts = running_facts(record, &live.qmp, &snapshot).await?;
+    let accelerator = live.qmp.query_kvm().await.map_err(failed)?;
+    let mut refusals = guest::refusals(&snapshot, facts.ram_bytes, accelerator)?;
+    let description = match Description::from_argv(&record.definition, &facts) {
+        Ok(description) => description,
         Err(more) => {
             refusals.extend(more);
-            Err(refusals)
+            return Ok(Examined::refused(refusals));
         }
-    }
+    };
+    refusals.extend(hotplug::refusals(&snapshot, &description)?);
+    let evidence = evidence::collect(&live.qmp, &description, accelerator).await;
+    let (ram_block, ram_bytes) = (facts.ram_block, facts.ram_bytes);
+    let subject = Subject { description, ram_block, ram_bytes, accelerator, evidence };
+    Ok(Examined { subject: Some(subject), refusals })
 }
 
 /// Opens the main memory for reading. Where that is not permitted, contents are held within the budget instead.
@@ -89,12 +121,19 @@ pub(super) async fn open_memory(live: &Live, subject: &Subject) -> Vec<(BlockNam
     }
 }
 
-async fn running_facts(record: &Record, qmp: &Qmp) -> Result<RunningFacts, String> {
-    let failed = |error: sterna_host::qmp::QmpError| error.to_string();
+async fn running_facts(
+    record: &Record,
+    qmp: &Qmp,
+    snapshot: &Snapshot,
+) -> Result<RunningFacts, String> {
+    let failed = |error: QmpError| error.to_string();
     let machine = qmp.qom_get("/machine", "type").await.map_err(failed)?;
     let machine = machine.as_str().unwrap_or_default();
     let backends = qmp.query_memdev().await.map_err(failed)?;
-    let main = backends.first().ok_or("expected a memory backend, found none")?;
+    // Empty where NUMA nodes bring all memory.
+    let bound = qmp.qom_get("/machine", "memory-backend").await.unwrap_or_default();
+    let main = main_backend(&backends, bound.as_str().unwrap_or_default())
+        .ok_or("expected a memory backend, found none")?;
     let name = main.id.clone().ok_or("expected the main memory to have a name, found none")?;
     let version = qmp.query_version().await.map_err(failed)?;
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
@@ -106,55 +145,38 @@ async fn running_facts(record: &Record, qmp: &Qmp) -> Result<RunningFacts, Strin
         program_path: record.definition.first().cloned(),
         working_dir: Some(text(&record.directory)),
         agent_qmp: Some(text(&record.agent_qmp)),
-        image_formats: Vec::new(),
+        image_formats: formats(&snapshot.get::<Vec<BlockDevice>>("block")?),
     })
 }
 
-/// What keeps this QEMU from being moved now.
-async fn hindrances(
-    qmp: &Qmp,
-    ram_bytes: ByteCount,
-    accelerator: Accelerator,
-) -> Result<Vec<Refusal>, String> {
-    let failed = |error: sterna_host::qmp::QmpError| error.to_string();
-    let mut refusals = Vec::new();
-    let migration =
-        qmp.execute("query-migrate", Value::Null, COMMAND_TIMEOUT).await.map_err(failed)?;
-    for reason in migration["blocked-reasons"].as_array().into_iter().flatten() {
-        let reason =
-            format!("QEMU cannot move this VM: {}", reason.as_str().unwrap_or("no reason given"));
-        refusals.push(Refusal::new(
-            "qemu-blocked",
-            reason,
-            "remove the device or option that QEMU names",
-        ));
+/// The backend that the machine's memory is bound to, by its id or path; else the first that QEMU tells of.
+fn main_backend<'b>(backends: &'b [MemoryBackend], bound: &str) -> Option<&'b MemoryBackend> {
+    let id = bound.rsplit('/').next();
+    backends.iter().find(|backend| backend.id.as_deref() == id).or_else(|| backends.first())
+}
+
+/// The formats that QEMU found in images; whoever opens them again need not look.
+fn formats(devices: &[BlockDevice]) -> Vec<(String, String)> {
+    let images = devices.iter().filter_map(|device| device.inserted.as_ref());
+    let known = images.filter(|image| matches!(&*image.drv, "raw" | "qcow2"));
+    known.map(|image| (image.file.clone(), image.drv.clone())).collect()
+}
+
+/// Some names, and how many there are more.
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let (mut text, mut count) = (String::new(), 0_usize);
+    for name in names {
+        if count < MAX_LISTED {
+            let between = if count > 0 { ", " } else { "" };
+            text.push_str(between);
+            text.extend(name.chars().filter(|char| !char.is_control()).take(120));
+        }
+        count += 1;
     }
-    if matches!(
-        migration["status"].as_str(),
-        Some("setup" | "active" | "device" | "pre-switchover" | "cancelling")
-    ) {
-        let reason = format!("another migration of this VM is going on ({})", migration["status"]);
-        refusals.push(Refusal::new("migration-active", reason, "wait for it, or cancel it"));
+    match count.saturating_sub(MAX_LISTED) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
-    let status = qmp.query_status().await.map_err(failed)?;
-    if !matches!(
-        status.status,
-        RunState::Running | RunState::Paused | RunState::Prelaunch | RunState::Suspended
-    ) {
-        let reason = format!("expected a guest that runs or is paused, found {:?}", status.status);
-        refusals.push(Refusal::new("guest-state", reason, "resume the guest, or start it again"));
-    }
-    let version = qmp.query_version().await.map_err(failed)?;
-    let forgetful = u64::from(version.qemu.major) < FIRST_COHERENT_MAJOR
-        && ram_bytes.0.is_multiple_of(FAST_SYNC_BYTES);
-    if forgetful && accelerator == Accelerator::Tcg {
-        let reason = format!(
-            "QEMU {version} under TCG loses dirty pages of a memory whose size ({ram_bytes}) is a multiple of 256 KiB"
-        );
-        let remedy = "use KVM, QEMU 9.0 or later, or a memory size such as 262136k";
-        refusals.push(Refusal::new("qemu-loses-pages", reason, remedy));
-    }
-    Ok(refusals)
 }
 
 fn silent(error: &str) -> Refusal {
