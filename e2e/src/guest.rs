@@ -60,6 +60,7 @@ pub struct Guest {
     disk: Option<PathBuf>,
     has_tap: bool,
     qmp: Option<PathBuf>,
+    options: Vec<String>,
 }
 
 impl Guest {
@@ -77,6 +78,7 @@ impl Guest {
             disk: None,
             has_tap: false,
             qmp: None,
+            options: Vec::new(),
         }
     }
 
@@ -163,6 +165,13 @@ impl Guest {
         self
     }
 
+    /// One more of QEMU's options, with its value.
+    #[must_use]
+    pub fn option(mut self, name: &str, value: &str) -> Self {
+        self.options.extend([format!("-{name}"), value.to_owned()]);
+        self
+    }
+
     /// QEMU's program and arguments; what the guest prints goes to the file `serial`.
     ///
     /// # Errors
@@ -209,6 +218,7 @@ impl Guest {
             option("device", "virtio-net-pci,netdev=net0,mac=52:54:00:73:74:01".to_owned());
         }
         argv.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
+        argv.extend(self.options.iter().cloned());
         Ok(argv)
     }
 
