@@ -4,6 +4,7 @@
 //! being `quit`: it ends by itself even if nobody listens any more. Nothing of a VM is touched.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use super::error::shortened;
@@ -68,7 +69,7 @@ pub enum ProgramError {
         program: PathBuf,
         /// Why.
         #[source]
-        error: std::io::Error,
+        error: io::Error,
     },
     /// It did not end in time.
     #[error("{program} did not answer within {ANSWER_DEADLINE:?}", program = program.display())]
@@ -114,32 +115,16 @@ impl Program {
         let mut child = command.kill_on_drop(true).spawn().map_err(run)?;
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let conversation = async {
-            let said = async {
-                let mut said = Vec::new();
-                if let Some(stderr) = stderr {
-                    stderr.take(MAX_ANSWER_BYTES).read_to_end(&mut said).await?;
-                }
-                Ok(said)
-            };
-            let answers = async {
-                let mut answers = Vec::new();
-                if let Some(stdout) = stdout {
-                    stdout.take(MAX_ANSWER_BYTES).read_to_end(&mut answers).await?;
-                }
-                Ok(answers)
-            };
-            let asked = async {
-                if let Some(mut stdin) = stdin {
-                    // It may have ended already; then it has said why.
-                    let _ = stdin.write_all(questions(accelerator).as_bytes()).await;
-                    // Held open until QEMU has ended: some versions drop what they have not read yet.
-                    return Ok(Some(stdin));
-                }
-                Ok(None)
-            };
-            tokio::try_join!(asked, answers, said)
+        let asked = async {
+            let mut stdin = stdin;
+            if let Some(stdin) = &mut stdin {
+                // It may have ended already; then it has said why.
+                let _ = stdin.write_all(questions(accelerator).as_bytes()).await;
+            }
+            // Not closed until QEMU has ended: what it has not read yet would be lost with some versions.
+            io::Result::Ok(stdin)
         };
+        let conversation = async { tokio::try_join!(asked, read_all(stdout), read_all(stderr)) };
         let finished = tokio::time::timeout(ANSWER_DEADLINE, conversation).await;
         let silent = |_| ProgramError::Silent { program: program.into() };
         let (_, answers, said) = finished.map_err(silent)?.map_err(run)?;
@@ -210,6 +195,15 @@ impl Qmp {
         let mut expanded: Value = self.ask("query-cpu-model-expansion", arguments).await?;
         Ok(CpuFeatures::of(&expanded["model"]["props"].take()))
     }
+}
+
+/// What a stream brings up to its end, or up to the limit.
+async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(MAX_ANSWER_BYTES).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 fn questions(accelerator: Accelerator) -> String {
