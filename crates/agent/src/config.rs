@@ -194,7 +194,24 @@ impl Config {
         for drop_in in drop_ins(path)? {
             written.override_by(Written::read(&drop_in)?);
         }
-        written.check(path, &Dirs::of_this_user())
+        written.check(path, &Dirs::of_this_user(), &resolve)
+    }
+
+    /// The configuration in a file's text and in those of its drop-ins, in their order; paths are for messages and to start
+    /// relative paths from. Nothing is opened and no name is looked up: `resolve` does that for `host.listen`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_texts(
+        (path, text): (&Path, &str),
+        drop_ins: &[(&Path, &str)],
+        resolve: &dyn Fn(&str) -> Option<SocketAddr>,
+    ) -> Result<Self, ConfigError> {
+        let mut written = Written::parse(path, text)?;
+        for (path, text) in drop_ins {
+            written.override_by(Written::parse(path, text)?);
+        }
+        written.check(path, &Dirs::of_this_user(), resolve)
     }
 }
 
@@ -202,8 +219,12 @@ impl Written {
     fn read(path: &Path) -> Result<Self, ConfigError> {
         let read = std::fs::read_to_string(path);
         let text = read.map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let syntax = |error| ConfigError::Syntax { path: path.into(), error: Box::new(error) };
-        toml::from_str(&text).map_err(syntax)
+        toml::from_str(text).map_err(syntax)
     }
 
     fn override_by(&mut self, other: Self) {
@@ -230,7 +251,12 @@ impl Written {
         take(&mut self.limits.link_timeout, other.limits.link_timeout);
     }
 
-    fn check(self, path: &Path, dirs: &Dirs) -> Result<Config, ConfigError> {
+    fn check(
+        self,
+        path: &Path,
+        dirs: &Dirs,
+        resolve: &dyn Fn(&str) -> Option<SocketAddr>,
+    ) -> Result<Config, ConfigError> {
         let file = absolute(path);
         let folder = file.parent().unwrap_or(Path::new("/"));
         let place = |given: Option<PathBuf>, default: PathBuf| {
@@ -346,8 +372,7 @@ mod tests {
 
     fn load(text: &str) -> Result<Config, ConfigError> {
         let path = Path::new("/etc/sterna/sterna.toml");
-        let syntax = |error| ConfigError::Syntax { path: path.into(), error: Box::new(error) };
-        toml::from_str::<Written>(text).map_err(syntax)?.check(path, &Dirs::of_this_user())
+        Config::from_texts((path, text), &[], &resolve)
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod recovery;
 mod registry;
 mod resolve;
 mod service;
+pub mod stored;
 #[cfg(test)]
 mod testing;
 mod visitors;

@@ -183,6 +183,16 @@ impl Journal {
         Story::read(&found.records).map_err(|error| unreadable(path, &error))
     }
 
+    /// What the bytes of a journal say, and how many of them are a torn tail; its path is for messages only.
+    ///
+    /// # Errors
+    /// As [`Journal::reopen`].
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<(Option<Story>, u64), JournalError> {
+        let found = DurableLog::parse(path, bytes).map_err(|error| unreadable(path, &error))?;
+        let story = Story::read(&found.records).map_err(|error| unreadable(path, &error))?;
+        Ok((story, found.torn_bytes))
+    }
+
     /// Appends an entry; it is durable when this returns.
     ///
     /// # Errors

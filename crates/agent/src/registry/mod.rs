@@ -256,7 +256,15 @@ fn look_at(path: &Path) -> Option<Found> {
 fn read(path: &Path, name: &VmName) -> Result<Record, RegistryError> {
     let io = |error| RegistryError::Io { path: path.into(), error };
     let bytes = std::fs::read(path).map_err(io)?;
-    let record: Record = serde_json::from_slice(&bytes)
+    parse(path, name, &bytes)
+}
+
+/// The record in a file's bytes, which has to be of the VM that the file is named after.
+///
+/// # Errors
+/// When it is none, or another VM's.
+pub(crate) fn parse(path: &Path, name: &VmName, bytes: &[u8]) -> Result<Record, RegistryError> {
+    let record: Record = serde_json::from_slice(bytes)
         .map_err(|error| RegistryError::Damaged { path: path.into(), error })?;
     if record.name != *name {
         let (expected, found) = (name.clone(), record.name);

@@ -89,6 +89,16 @@ impl DurableLog {
         Ok(recovered)
     }
 
+    /// Reads the bytes of a log whose file has this path, which is for messages only: nothing is opened.
+    ///
+    /// # Errors
+    /// [`DurableError::Damaged`] and [`DurableError::TooLarge`], as [`DurableLog::open`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Recovered, DurableError> {
+        check_size(path, "a log", MAX_LOG_BYTES, bytes.len() as u64)?;
+        let (records, end) = read_records(path, bytes)?;
+        Ok(Recovered { records, torn_bytes: bytes.len() as u64 - end })
+    }
+
     /// Opens a log, or makes an empty one, and reads what is in it.
     ///
     /// # Errors
