@@ -13,6 +13,7 @@ use serde::Deserialize;
 use sterna_host::dirs::Dirs;
 use sterna_host::tls::CrlFile;
 use sterna_model::{ByteCount, HostName, Rate};
+use sterna_wire::limits::MAX_LINK_TIMEOUT_MS;
 
 /// The TCP port that agents listen on.
 pub const DEFAULT_PORT: u16 = 7837;
@@ -323,12 +324,17 @@ impl WrittenLimits {
                 Some(text.parse().map_err(|_| wrong("limits.bandwidth", expected, text))?)
             }
         };
+        let link_timeout = Duration::from_secs(self.link_timeout.unwrap_or(90).max(1));
+        if link_timeout > Duration::from_millis(MAX_LINK_TIMEOUT_MS) {
+            let found = link_timeout.as_secs().to_string();
+            return Err(wrong("limits.link_timeout", "at most 86400 seconds, a day", found));
+        }
         Ok(Limits {
             bandwidth,
             jobs: self.jobs.unwrap_or(4).max(1),
             largest_vm: size("limits.largest_vm", self.largest_vm, 1 << 42)?,
             memory_budget: size("limits.memory_budget", self.memory_budget, 64 << 20)?,
-            link_timeout: Duration::from_secs(self.link_timeout.unwrap_or(90).max(1)),
+            link_timeout,
         })
     }
 }
@@ -431,6 +437,8 @@ mod tests {
             ("[host]\nname = \"a\"\n[limits]\nbandwidth = \"fast\"", "limits.bandwidth"),
             ("[host]\nname = \"a\"\n[limits]\nlargest_vm = \"-1\"", "limits.largest_vm"),
             ("[host]\nname = \"../a\"", "line 2"),
+            // A peer would take no job with it.
+            ("[host]\nname = \"a\"\n[limits]\nlink_timeout = 86401", "limits.link_timeout"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
