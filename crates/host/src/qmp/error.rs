@@ -72,12 +72,29 @@ impl QmpError {
     }
 }
 
-/// At most 200 characters of a text, for an error message.
+/// At most 200 characters of a text, for an error message; a `?` for each that could drive a terminal, since a guest can
+/// make QEMU say much.
 pub(super) fn shortened(text: &str) -> String {
     const MAX_CHARS: usize = 200;
-    let mut short: String = text.chars().take(MAX_CHARS).collect();
-    if short.len() < text.len() {
+    let driving = |char: char| char.is_control() && !matches!(char, '\n' | '\t');
+    let mut chars = text.chars();
+    let shown = chars.by_ref().take(MAX_CHARS);
+    let mut short: String = shown.map(|char| if driving(char) { '?' } else { char }).collect();
+    if chars.next().is_some() {
         short.push('…');
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_qemu_are_short_and_drive_no_terminal() {
+        assert_eq!(shortened("no\nspace"), "no\nspace");
+        assert_eq!(shortened("\u{1b}[2J\u{9b}31m\0"), "?[2J?31m?");
+        assert_eq!(shortened(&"é".repeat(200)), "é".repeat(200));
+        assert_eq!(shortened(&"é".repeat(201)), "é".repeat(200) + "…");
+    }
 }
