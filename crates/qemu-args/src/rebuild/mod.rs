@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use sterna_model::{ByteCount, Refusal};
 
 use crate::argv::{MAX_REFUSALS, serial_path, shown};
-use crate::description::{Description, SourceOption};
+use crate::description::{Description, MAX_OPTIONS, SourceOption};
 use crate::params::{Params, escape};
 use crate::path::CleanPath;
 use crate::policy::{Place, Policy};
@@ -38,6 +38,9 @@ use names::Names;
 
 /// QEMU's system call filter as every VM gets it here.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// Options of the tail that no description has: `-S`, `-incoming` and the agent's own socket.
+const TAIL_OPTIONS: usize = 3;
 
 /// What the destination's agent starts, and what it checks before.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,6 +143,7 @@ pub fn rebuild(
         builder.option_or_extra(option);
     }
     let qmp = builder.tail();
+    builder.check_next_hop();
     if !builder.work.refusals.is_empty() {
         return Err(builder.work.refusals);
     }
@@ -207,6 +211,8 @@ pub fn inputs_of(description: &Description) -> Vec<FileNeed> {
 #[derive(Clone, Default)]
 struct Work {
     argv: Vec<String>,
+    /// Options in `argv`.
+    options: usize,
     refusals: Vec<Refusal>,
     shared_blocks: Vec<SharedBlock>,
     inputs: Vec<FileNeed>,
@@ -272,6 +278,17 @@ impl<'a> Builder<'a> {
         let qmp = format!("{}/{}", self.place.dir.as_str(), names::AGENT_QMP);
         self.push("qmp", Some(format!("unix:{},server=on,wait=off", escape(&qmp))));
         qmp
+    }
+
+    /// A VM that is described here in its turn, with what was added, has to fit its description: else it could not leave.
+    fn check_next_hop(&mut self) {
+        let found = self.work.options - TAIL_OPTIONS;
+        if found > MAX_OPTIONS {
+            let reason = format!(
+                "expected at most {MAX_OPTIONS} options with those of this host, found {found}"
+            );
+            self.refuse("description-too-large", reason, "start the VM with fewer options");
+        }
     }
 
     /// The option by the built-in rules, or, when they refuse it and the configuration allows it, as the source wrote it.
@@ -392,6 +409,7 @@ impl<'a> Builder<'a> {
     }
 
     fn push(&mut self, name: &str, value: Option<String>) {
+        self.work.options += 1;
         self.work.argv.push(format!("-{name}"));
         self.work.argv.extend(value);
     }

@@ -159,6 +159,17 @@ fn size_is_bounded() {
     assert_eq!(send(distinct).unwrap_err().len(), 64);
 }
 
+/// What is added here counts: a VM that arrives can leave again.
+#[test]
+fn what_arrives_fits_the_next_description() {
+    let most = send(vec![option("no-reboot", None); MAX_OPTIONS - 6]).unwrap();
+    let mut next = facts();
+    next.agent_qmp = Some(most.qmp);
+    let argv = [vec!["qemu-system-x86_64".to_string()], most.argv].concat();
+    assert_eq!(Description::from_argv(&argv, &next).unwrap().options.len(), MAX_OPTIONS);
+    assert_eq!(code(send(vec![option("no-reboot", None); MAX_OPTIONS])), "description-too-large");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4096, ..ProptestConfig::default() })]
 
