@@ -101,6 +101,8 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     tokio::spawn(control::serve(Arc::clone(&agent), clients));
     tokio::spawn(sample_memory(Arc::clone(&agent)));
     tokio::spawn(certificates::tell(Arc::clone(&agent)));
+    let asking = Arc::clone(&agent);
+    tokio::spawn(async move { asking.programs.ask_ahead().await });
     service::ready(&service::status(&agent).await);
     tokio::spawn(service::keep_alive());
     tokio::spawn(service::keep_status(Arc::clone(&agent)));

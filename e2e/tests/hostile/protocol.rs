@@ -27,6 +27,7 @@ pub(crate) fn prepare(job: &str, vm: &str, description: &str) -> Result<Prepare>
         connections: 2,
         verify: Verify::Roots,
         link_timeout_ms: 20_000,
+        evidence: None,
     })
 }
 

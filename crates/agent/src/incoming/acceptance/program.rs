@@ -45,6 +45,19 @@ impl Programs {
         known.insert(key, Asked { changed_at, program: Arc::clone(&answer) });
         Ok(answer)
     }
+
+    /// Asks this host's usual QEMU before anybody wants to know: a tenth of a second less for the first move.
+    pub(crate) async fn ask_ahead(&self) {
+        let Ok(program) = find(&format!("qemu-system-{}", std::env::consts::ARCH), None) else {
+            return;
+        };
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            // What cannot be had is told when a guest wants it.
+            if let Err(error) = self.ask(&program, accelerator).await {
+                tracing::debug!(%error, ?accelerator, "QEMU does not tell what it can be");
+            }
+        }
+    }
 }
 
 /// The program here: at the path that a mapping says, else of this name among the system's programs.
