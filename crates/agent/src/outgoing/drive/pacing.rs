@@ -221,8 +221,7 @@ mod tests {
 
     #[test]
     fn what_is_untold_counts_from_the_first_pass_on() {
-        let mut pace = Pace::default();
-        pace.first_pass = Some((Instant::now(), 1000));
+        let pace = Pace { first_pass: Some((Instant::now(), 1000)), ..Pace::default() };
         assert!(pace.is_calm(1050, ByteCount(0)), "a few pages of an idle guest");
         assert!(!pace.is_calm(1050, ByteCount(4 << 20)));
         assert!(!pace.is_calm(2000, ByteCount(0)));
