@@ -128,7 +128,12 @@ impl Bench {
             let now = self.usage()?;
             let is_back = now.descriptors <= before.descriptors + SLACK
                 && now.threads <= before.threads + SLACK;
-            if is_back {
+            let log = self.log();
+            if is_back && said.iter().all(|words| log.contains(words)) {
+                break;
+            }
+            if is_back && start.elapsed() > SETTLE_LIMIT {
+                // What is missing is told below.
                 break;
             }
             if start.elapsed() > SETTLE_LIMIT {

@@ -130,7 +130,9 @@ impl Line<'_> {
     fn points(&self, value: fn(&Window, f64) -> Option<f64>) -> Vec<(f64, f64)> {
         let window_s = f64::from(self.redis.window_ms) / 1e3;
         let begin_s = (self.redis.start_unix_ms - self.start_unix_ms) / 1e3;
-        let windows = (0_u32..).zip(&self.redis.windows);
+        // The clients are told to end within the last one, which says nothing then.
+        let whole = self.redis.windows.split_last().map_or(&[][..], |(_, whole)| whole);
+        let windows = (0_u32..).zip(whole);
         windows
             .map(|(number, window)| (begin_s + f64::from(number) * window_s, window))
             .filter(|(at, _)| *at >= -BEFORE_S)

@@ -54,7 +54,7 @@ impl Drive {
     pub(super) async fn send(&mut self, message: &Message) {
         for link in &self.links {
             if let Err(error) = link.send(message).await {
-                tracing::debug!(job = %self.prepare.job, %error, "an answer could not be sent");
+                tracing::debug!(%error, "an answer could not be sent");
             }
         }
     }

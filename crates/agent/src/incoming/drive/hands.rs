@@ -102,7 +102,7 @@ impl Drive {
         if let Some(waiting) = self.waiting.take() {
             // It must be known dead before anyone says so: the guest stays paused at the source until then.
             while let Err(error) = waiting.live.kill().await {
-                tracing::error!(job = %self.prepare.job, %error, "the QEMU to be discarded does not end");
+                tracing::error!(%error, "the QEMU to be discarded does not end");
             }
             self.agent.put_back(&waiting.vm);
         }
@@ -128,9 +128,9 @@ impl Drive {
         if let Some(why) = &error
             && let Err(error) = self.journal.note(&Entry::Ended(why.clone()))
         {
-            tracing::warn!(job = %self.prepare.job, %error, "the journal lacks its last line");
+            tracing::warn!(%error, "the journal lacks its last line");
         }
-        tracing::info!(job = %self.prepare.job, vm = %self.prepare.vm, state, error, "the job has ended here");
+        tracing::info!(state, error, "the job has ended here");
         self.job.end(state, error, None);
         self.agent.prune_journals();
     }

@@ -131,7 +131,7 @@ impl Drive {
         if decision == Decision::Stop {
             self.gauge.marks.decided = Some(Instant::now());
         }
-        tracing::debug!(job = %self.job.id(), ?facts, ?decision, "a round has ended");
+        tracing::debug!(?facts, ?decision, "a round has ended");
         self.gauge.decided(&facts, &decision);
     }
 
@@ -177,7 +177,7 @@ impl Drive {
     }
 
     pub(super) async fn restart_stream(&mut self) {
-        tracing::warn!(job = %self.job.id(), "QEMU completed by itself; the guest goes on, and so does the move");
+        tracing::warn!("QEMU completed by itself; the guest goes on, and so does the move");
         self.pace = Pace::default();
         self.again = Again { in_first_pass: true, rounds: 0 };
         let resumed = match &self.qemu {

@@ -32,7 +32,7 @@ impl Drive {
             if error.is_closed() {
                 break;
             }
-            tracing::warn!(job = %self.job.id(), %error, "the guest is not resumed yet");
+            tracing::warn!(%error, "the guest is not resumed yet");
             tokio::time::sleep(RETURN_EVERY).await;
             returned = self.try_to_return(&may_return).await;
         }
@@ -88,7 +88,7 @@ impl Drive {
         if let Some(live) = &self.wanted.live
             && let Err(error) = live.quit().await
         {
-            tracing::error!(job = %self.job.id(), %error, "the source's QEMU does not end; its guest is the destination's");
+            tracing::error!(%error, "the source's QEMU does not end; its guest is the destination's");
         }
         self.wanted.vm.ended(Owner::clone);
         self.agent.remember(&self.wanted.vm);
@@ -109,11 +109,11 @@ impl Drive {
         };
         let report = Box::new(self.gauge.report(&ends, outcome, self.bulk.as_ref()));
         if let Err(error) = self.journal.note(&Entry::Report(report.clone())) {
-            tracing::warn!(job = %self.job.id(), %error, "the journal lacks the report");
+            tracing::warn!(%error, "the journal lacks the report");
         }
         let state = serde_json::to_value(report.outcome).ok();
         let state = state.as_ref().and_then(serde_json::Value::as_str).unwrap_or("ended");
-        tracing::info!(job = %self.job.id(), vm = %self.job.vm(), state, error = report.error, "the job has ended");
+        tracing::info!(state, error = report.error, "the job has ended");
         self.job.end(state, report.error.clone(), Some(report));
         self.agent.prune_journals();
     }

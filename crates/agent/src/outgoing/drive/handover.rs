@@ -50,7 +50,7 @@ impl Drive {
                 if self.pace.bytes_per_second.is_some()
                     && let Err(error) = qemu.pace(None).await
                 {
-                    tracing::warn!(job = %self.job.id(), %error, "QEMU stays paced");
+                    tracing::warn!(%error, "QEMU stays paced");
                 }
                 let finished = qemu.finish(syncs).await;
                 self.fact(Fact::GuestStopped);
@@ -145,7 +145,7 @@ impl Drive {
         let (agent, to) = (Arc::clone(&self.agent), self.known_addresses());
         if to.is_empty() {
             let peer = &self.wanted.to.name;
-            tracing::warn!(job = %self.job.id(), %peer, "no address of the destination is known; add [peers.{peer}] to the configuration and restart the agent");
+            tracing::warn!(%peer, "no address of the destination is known; add [peers.{peer}] to the configuration and restart the agent");
         }
         let (events, inbound) = (self.events.clone(), self.inbound.clone());
         tokio::spawn(async move {

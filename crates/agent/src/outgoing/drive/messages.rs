@@ -49,7 +49,7 @@ impl Drive {
                     sterna_model::ByteCount(running.peak_anonymous_bytes);
                 self.fact(Fact::PeerRunning);
             }
-            Message::Discarded(_) => self.fact(Fact::PeerDiscarded),
+            Message::Discarded(of) if of.job == *self.job.id() => self.fact(Fact::PeerDiscarded),
             Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),
             Message::Pong(echo) => self.pong(echo),
             Message::Ping(echo) => self.send(&Message::Pong(echo)).await,
@@ -79,7 +79,7 @@ impl Drive {
         if let Some(link) = &self.link
             && let Err(error) = link.send(message).await
         {
-            tracing::debug!(job = %self.job.id(), %error, message = message.name(), "a message could not be sent");
+            tracing::debug!(%error, message = message.name(), "a message could not be sent");
         }
     }
 

@@ -39,6 +39,8 @@ use pacing::Pace;
 
 pub(super) use prepare::prepare_message;
 
+/// A peer that closes its connections has said why before; on another connection that arrives within this.
+const REASON_TAKES: Duration = Duration::from_millis(300);
 /// Pacing, progress and memory are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
 /// With `--verify full` the guest may stand so long.
@@ -124,6 +126,8 @@ struct Drive {
     counters: Arc<Counters>,
     idle: IdleShare,
     pace: Pace,
+    /// A data connection broke: when, and what is known of it.
+    broken: Option<(Instant, String)>,
     /// The next round begins when there may be something to send.
     round_waits: bool,
     /// Everything was handed to the connections at least once.
@@ -172,6 +176,7 @@ impl Drive {
             counters: Arc::default(),
             idle: IdleShare::default(),
             pace: Pace::default(),
+            broken: None,
             round_waits: false,
             flushed: false,
             pinged_at: Instant::now(),
@@ -242,14 +247,17 @@ impl Drive {
                     self.round_done(round).await;
                 }
             }
-            Event::Worker(_, WorkerReport::Failed(why)) => self.fact(Fact::PeerLost(why)),
+            // What broke it is most likely on its way, on the control connection.
+            Event::Worker(_, WorkerReport::Failed(why)) => {
+                self.broken.get_or_insert((Instant::now(), why));
+            }
             Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
             Event::Inquired(Ok(link)) => {
                 self.link = Some(link);
                 self.inquire().await;
             }
             Event::Inquired(Err(error)) => {
-                tracing::warn!(job = %self.job.id(), %error, "the destination cannot be asked")
+                tracing::warn!(%error, "the destination cannot be asked")
             }
         }
     }
@@ -273,7 +281,7 @@ impl Drive {
 
     async fn perform(&mut self) {
         while let Some(effect) = self.effects.pop_front() {
-            tracing::trace!(job = %self.job.id(), ?effect, "performs");
+            tracing::trace!(?effect, "performs");
             match effect {
                 Effect::Prepare => self.prepare().await,
                 Effect::Journal(record) => self.journal(record),
@@ -310,6 +318,11 @@ impl Drive {
 
     async fn tick(&mut self) {
         self.agent.anonymous.sample();
+        if self.broken.as_ref().is_some_and(|(since, _)| since.elapsed() >= REASON_TAKES)
+            && let Some((_, why)) = self.broken.take()
+        {
+            return self.fact(Fact::PeerLost(why));
+        }
         self.look_at_processors();
         let stopped = self.timers.contains_key(&Timer::Silence);
         let every = if stopped { PING_EVERY } else { PING_CALMLY_EVERY };

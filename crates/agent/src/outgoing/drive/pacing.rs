@@ -183,7 +183,7 @@ impl Drive {
         let Some(qemu) = &self.qemu else { return };
         match qemu.pace(None).await {
             Ok(()) => self.counters.wait_for_idle(PACE_DEADLINE).await,
-            Err(error) => tracing::warn!(job = %self.job.id(), %error, "QEMU could not be let go"),
+            Err(error) => tracing::warn!(%error, "QEMU could not be let go"),
         }
         self.pace.bytes_per_second = None;
         self.pace.unleashed = true;
