@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use sterna_host::usage::IdleShare;
 use sterna_migration::policy::{Decision, Policy, Precopy, RoundFacts};
 use sterna_migration::source::Fact;
 use sterna_model::{PAGE_BYTES, Rate};
@@ -44,6 +45,8 @@ impl Drive {
             Bulk::start(std::mem::take(&mut self.data), memory, tracker, &settings, &reports)?;
         bulk.begin_round();
         self.bulk = Some(bulk);
+        // What the start of two QEMUs took from the processors says nothing of what copying leaves.
+        self.idle = IdleShare::default();
         self.head = Some(head);
         Ok(())
     }
@@ -160,6 +163,7 @@ impl Drive {
         });
         match qemu.begin().await {
             Ok(stream) => {
+                self.pace = Pace::default();
                 self.streams += 1;
                 let (counters, to, number) =
                     (Arc::clone(&self.counters), self.events.clone(), self.streams);
@@ -178,7 +182,6 @@ impl Drive {
 
     pub(super) async fn restart_stream(&mut self) {
         tracing::warn!("QEMU completed by itself; the guest goes on, and so does the move");
-        self.pace = Pace::default();
         self.again = Again { in_first_pass: true, rounds: 0 };
         let resumed = match &self.qemu {
             Some(qemu) => qemu.resume_after_completion().await.map_err(|error| error.to_string()),

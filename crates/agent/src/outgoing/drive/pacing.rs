@@ -26,8 +26,8 @@ const LOOKS_PER_TICK: u64 = 2;
 const CALM_BYTES_PER_SECOND: u64 = 2 << 20;
 /// Ticks that tell whether a guest is calm: a paced QEMU tells in bursts.
 const REMEMBERED_TICKS: usize = 10;
-/// What was dirtied in less time than this is divided by this: a few pages in a few milliseconds are no storm.
-const LEAST_TIME: Duration = Duration::from_millis(200);
+/// What was dirtied in less time than this is divided by this: an idle guest's few pages in a short pass are no storm.
+const LEAST_TIME: Duration = Duration::from_millis(500);
 /// A rest that takes no longer is near the end: from here on it is measured with nothing under way.
 const NEAR_THE_END: Duration = Duration::from_millis(300);
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
@@ -44,10 +44,12 @@ pub(super) struct Pace {
     seen_syncs: u64,
     seen_pages: u64,
     seen_at: Instant,
-    /// The end of the first pass, and the pages that had been told by then.
-    first_pass: Option<(Instant, u64)>,
-    /// What the guest dirtied per second, by tick.
-    recent: VecDeque<Rate>,
+    /// When QEMU's stream began: what is told after its first pass was dirtied since.
+    begun: Instant,
+    /// Pages that had been told when the first pass was over.
+    first_pass_pages: Option<u64>,
+    /// What the guest dirtied by tick, and how long that was.
+    recent: VecDeque<(ByteCount, Duration)>,
 }
 
 impl Default for Pace {
@@ -58,34 +60,37 @@ impl Default for Pace {
             seen_syncs: 0,
             seen_pages: 0,
             seen_at: Instant::now(),
-            first_pass: None,
+            begun: Instant::now(),
+            first_pass_pages: None,
             recent: VecDeque::with_capacity(REMEMBERED_TICKS),
         }
     }
 }
 
 impl Pace {
-    fn remember(&mut self, rate: Rate) {
+    fn remember(&mut self, dirty: ByteCount, elapsed: Duration) {
         self.recent.truncate(REMEMBERED_TICKS - 1);
-        self.recent.push_front(rate);
+        self.recent.push_front((dirty, elapsed));
     }
 
-    /// Whether the guest has dirtied little in every tick of late, and little altogether, what is untold included.
+    /// Whether the guest has dirtied little of late, and little altogether, what is untold included.
     fn is_calm(&self, pages: u64, untold: ByteCount) -> bool {
-        let altogether = self.first_pass.map(|(at, told)| {
+        let altogether = self.first_pass_pages.map(|told| {
             let dirty = pages.saturating_sub(told) * PAGE_BYTES as u64 + untold.0;
-            Rate::of(ByteCount(dirty), at.elapsed().max(LEAST_TIME))
+            Rate::of(ByteCount(dirty), self.begun.elapsed().max(LEAST_TIME))
         });
-        let rates = self.recent.iter().copied().chain(altogether);
-        rates.max().is_none_or(|rate| rate.bytes_per_second < CALM_BYTES_PER_SECOND)
+        let dirty = self.recent.iter().map(|(dirty, _)| dirty.0).sum();
+        let elapsed: Duration = self.recent.iter().map(|(_, elapsed)| *elapsed).sum();
+        let of_late = Rate::of(ByteCount(dirty), elapsed.max(LEAST_TIME));
+        let rate = altogether.map_or(of_late, |altogether| altogether.max(of_late));
+        rate.bytes_per_second < CALM_BYTES_PER_SECOND
     }
 }
 
 impl Drive {
     /// The first pass is over.
     pub(super) async fn begin_to_pace(&mut self) {
-        let told = self.counters.pages.load(Ordering::Relaxed);
-        self.pace.first_pass = Some((Instant::now(), told));
+        self.pace.first_pass_pages = Some(self.counters.pages.load(Ordering::Relaxed));
         self.set_pace(FIRST_PACE_BYTES_PER_SECOND).await;
     }
 
@@ -97,15 +102,15 @@ impl Drive {
         }
         let pages = self.counters.pages.load(Ordering::Relaxed);
         let elapsed = self.pace.seen_at.elapsed();
-        let dirty = (pages - self.pace.seen_pages) * PAGE_BYTES as u64;
+        let dirty = ByteCount((pages - self.pace.seen_pages) * PAGE_BYTES as u64);
         let first = self.pace.seen_pages == 0;
         (self.pace.seen_pages, self.pace.seen_at) = (pages, Instant::now());
         if first {
             return;
         }
-        let rate = Rate::of(ByteCount(dirty), elapsed);
+        let rate = Rate::of(dirty, elapsed);
         self.gauge.dirty_rate = rate;
-        self.pace.remember(rate);
+        self.pace.remember(dirty, elapsed);
         if self.pace.unleashed {
             if !self.may_unleash(ByteCount(0)) {
                 // It was calm, and is not any more.
@@ -203,27 +208,34 @@ impl Drive {
 mod tests {
     use super::*;
 
-    const CALM: Rate = Rate { bytes_per_second: 1 << 20 };
-    const STORM: Rate = Rate { bytes_per_second: 8 << 20 };
+    const TICK: Duration = Duration::from_millis(100);
 
     #[test]
     fn a_guest_is_not_calm_because_of_one_quiet_tick() {
         let mut pace = Pace::default();
         assert!(pace.is_calm(0, ByteCount(0)), "nothing is known against it");
-        pace.remember(STORM);
+        pace.remember(ByteCount(4 << 20), TICK);
         for _ in 1..REMEMBERED_TICKS {
-            pace.remember(CALM);
+            pace.remember(ByteCount(0), TICK);
             assert!(!pace.is_calm(0, ByteCount(0)));
         }
-        pace.remember(CALM);
+        pace.remember(ByteCount(0), TICK);
         assert!(pace.is_calm(0, ByteCount(0)), "that was long ago");
     }
 
     #[test]
+    fn a_burst_of_an_idle_guests_pages_is_no_storm() {
+        let mut pace = Pace::default();
+        pace.remember(ByteCount(800_000), TICK);
+        pace.remember(ByteCount(0), TICK);
+        assert!(pace.is_calm(0, ByteCount(0)));
+    }
+
+    #[test]
     fn what_is_untold_counts_from_the_first_pass_on() {
-        let pace = Pace { first_pass: Some((Instant::now(), 1000)), ..Pace::default() };
-        assert!(pace.is_calm(1050, ByteCount(0)), "a few pages of an idle guest");
-        assert!(!pace.is_calm(1050, ByteCount(4 << 20)));
+        let pace = Pace { first_pass_pages: Some(1000), ..Pace::default() };
+        assert!(pace.is_calm(1200, ByteCount(0)), "a few pages of an idle guest");
+        assert!(!pace.is_calm(1200, ByteCount(4 << 20)));
         assert!(!pace.is_calm(2000, ByteCount(0)));
     }
 }

@@ -21,7 +21,10 @@ impl Drive {
     /// Looks at the VM, reaches the destination, and lets it get ready while we do too.
     pub(super) async fn prepare(&mut self) {
         let record = self.wanted.vm.record();
-        let subject = match self.wanted.examine(&self.agent, &record).await {
+        // Both take some ten milliseconds. What is refused here needs no connection, which is closed again then.
+        let (examined, connected) =
+            tokio::join!(self.wanted.examine(&self.agent, &record), self.connect());
+        let subject = match examined {
             Ok(subject) => subject,
             Err(refusals) => return self.fact(Fact::PeerRefused(refusals)),
         };
@@ -38,7 +41,7 @@ impl Drive {
             Ok(message) => message,
             Err(refusal) => return self.fact(Fact::PeerRefused(vec![refusal])),
         };
-        match self.connect().await {
+        match connected {
             Ok(link) => {
                 message = message.for_peer(link.capabilities());
                 self.link = Some(link);
