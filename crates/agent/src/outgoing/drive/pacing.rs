@@ -108,14 +108,13 @@ impl Drive {
         if first {
             return;
         }
-        let rate = Rate::of(dirty, elapsed);
-        self.gauge.dirty_rate = rate;
+        self.gauge.dirty_rate = Rate::of(dirty, elapsed);
         self.pace.remember(dirty, elapsed);
         if self.pace.unleashed {
             if !self.may_unleash(ByteCount(0)) {
-                // It was calm, and is not any more.
+                // It was calm, and is not any more. Not at this tick's rate: a tick without a page would be no limit at all.
                 self.pace.unleashed = false;
-                self.set_pace(rate.bytes_per_second).await;
+                self.set_pace(FIRST_PACE_BYTES_PER_SECOND).await;
             }
             return;
         }
