@@ -15,13 +15,17 @@ pub static ZERO_PAGE: Page = [0; PAGE_BYTES];
 
 /// The identity of a page's content: the first 16 bytes of a keyed BLAKE3 (the key belongs to one job).
 ///
-/// [`PageHash::ZERO`] is set aside for the zero page, so that both ends agree on it without hashing.
+/// [`PageHash::ZERO`] is set aside for the zero page, so that both ends agree on it without hashing, and
+/// [`PageHash::ABSENT`] for a page whose content is not at the destination yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageHash(pub [u8; 16]);
 
 impl PageHash {
     /// The identity of the zero page, by definition.
     pub const ZERO: Self = Self([0; 16]);
+
+    /// Stands for a content that follows in post-copy. No content hashes to it.
+    pub const ABSENT: Self = Self([0xff; 16]);
 
     /// The hash as one number.
     #[must_use]
