@@ -214,6 +214,13 @@ impl PageStore for Store {
         Ok(())
     }
 
+    fn write_absent(&mut self, first: PageId, count: u32, version: u32) -> Result<(), Self::Error> {
+        for page in first.0..first.0 + count {
+            self.confirm(PageId(page), Stored { version, hash: sterna_model::PageHash::ABSENT })?;
+        }
+        Ok(())
+    }
+
     fn confirm(&mut self, page: PageId, entry: Stored) -> Result<(), Self::Error> {
         self.entries[page.index()] = Some(entry);
         Ok(())

@@ -77,17 +77,24 @@ impl Assembly {
         self.pending.push(Pending { record, at: self.out.len() - length_bytes, length_bytes });
     }
 
-    /// Lets the last record tell of one more zero page, if it is a run that ends before `record`.
-    pub(crate) fn extend_zeros(&mut self, page: u32, version: u32) -> bool {
-        match self.pending.last_mut().map(|pending| &mut pending.record) {
-            Some(Record { page: first, version: same, kind: Kind::Zero { count } })
-                if *same == version && first.0.checked_add(*count) == Some(page) =>
-            {
-                *count += 1;
-                true
-            }
-            _ => false,
+    /// Adds the record of one zero or absent page: to the last record, if that is a run of its kind that ends before it.
+    pub(crate) fn add_to_run(&mut self, next: Record) {
+        if !self.extend_run(next) {
+            self.add(next, 0);
         }
+    }
+
+    fn extend_run(&mut self, next: Record) -> bool {
+        let Some(Pending { record: last, .. }) = self.pending.last_mut() else { return false };
+        let count = match (&mut last.kind, next.kind) {
+            (Kind::Zero { count }, Kind::Zero { .. })
+            | (Kind::Absent { count }, Kind::Absent { .. }) => count,
+            _ => return false,
+        };
+        let end = last.page.0.checked_add(*count);
+        let follows = last.version == next.version && end == Some(next.page.0);
+        *count += u32::from(follows);
+        follows
     }
 
     /// Bytes of all bodies, before compression.

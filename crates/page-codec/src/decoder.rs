@@ -21,7 +21,7 @@ use crate::{FormatError, NoMemory, PageKey, page_hash};
 pub struct Stored {
     /// The version that it came as; 0: it is from before the move.
     pub version: u32,
-    /// What its content hashes to.
+    /// What its content hashes to; [`PageHash::ABSENT`]: the content will follow in post-copy.
     pub hash: PageHash,
 }
 
@@ -59,6 +59,14 @@ pub trait PageStore {
     /// # Errors
     /// The store's own.
     fn write_zeros(&mut self, first: PageId, count: u32, version: u32) -> Result<(), Self::Error>;
+
+    /// Notes that the content of the `count` pages from `first` on, in this version, will follow in post-copy: their
+    /// entries are to have the hash [`PageHash::ABSENT`] from now on. What is in their place is not read before they are
+    /// written.
+    ///
+    /// # Errors
+    /// The store's own.
+    fn write_absent(&mut self, first: PageId, count: u32, version: u32) -> Result<(), Self::Error>;
 
     /// Notes a newer version of a page whose content is here already.
     ///
@@ -103,6 +111,8 @@ pub struct BatchOutcome {
     pub outdated: u32,
     /// Have to be asked for again.
     pub missing: u32,
+    /// Noted as absent: their content follows in post-copy.
+    pub absent: u32,
 }
 
 /// Why a batch was not decoded to its end. Pages before the culprit are written.
@@ -219,8 +229,8 @@ impl<'a, S: PageStore> Decoding<'a, S> {
         }
         // What follows may read the pages of the run.
         self.flush()?;
-        if let Kind::Zero { count } = kind {
-            return self.zeros(page, count, version);
+        if let Kind::Zero { count } | Kind::Absent { count } = kind {
+            return self.run(page, count, version, kind);
         }
         let body = match kind {
             Kind::Sparse { length_bytes, section, .. }
@@ -240,7 +250,7 @@ impl<'a, S: PageStore> Decoding<'a, S> {
             Kind::Delta { hash, base, coding, .. } => {
                 self.delta(page, Stored { version, hash }, base, coding, body)
             }
-            Kind::Zero { .. } | Kind::Literal { .. } => Ok(()),
+            Kind::Zero { .. } | Kind::Literal { .. } | Kind::Absent { .. } => Ok(()),
         }
     }
 
@@ -279,8 +289,8 @@ impl<'a, S: PageStore> Decoding<'a, S> {
         written.map_err(|source| DecodeError::Store { page: first, source })
     }
 
-    /// Makes pages zero, but for those of which a newer version is here.
-    fn zeros(&mut self, first: PageId, count: u32, version: u32) -> Decoded<S> {
+    /// Makes pages zero or notes them as absent, but for those of which a newer version is here.
+    fn run(&mut self, first: PageId, count: u32, version: u32, kind: Kind) -> Decoded<S> {
         let end = first.0 + count;
         let mut start = first.0;
         while start < end {
@@ -289,14 +299,18 @@ impl<'a, S: PageStore> Decoding<'a, S> {
             while stop < end && self.is_newer(PageId(stop), version) == is_newer {
                 stop += 1;
             }
-            if is_newer {
-                self.outcome.zeroed += stop - start;
-                let page = PageId(start);
-                let written = self.store.write_zeros(page, stop - start, version);
-                written.map_err(|source| DecodeError::Store { page, source })?;
+            let (page, part) = (PageId(start), stop - start);
+            let written = if !is_newer {
+                self.outcome.outdated += part;
+                Ok(())
+            } else if let Kind::Absent { .. } = kind {
+                self.outcome.absent += part;
+                self.store.write_absent(page, part, version)
             } else {
-                self.outcome.outdated += stop - start;
-            }
+                self.outcome.zeroed += part;
+                self.store.write_zeros(page, part, version)
+            };
+            written.map_err(|source| DecodeError::Store { page, source })?;
             start = stop;
         }
         Ok(())
@@ -304,7 +318,7 @@ impl<'a, S: PageStore> Decoding<'a, S> {
 
     fn same(&mut self, page: PageId, entry: Stored) -> Decoded<S> {
         let claimed = self.store.entry(page).map(|stored| stored.hash);
-        if claimed != Some(entry.hash) || !self.holds(page, entry.hash)? {
+        if self.is_absent(page) || claimed != Some(entry.hash) || !self.holds(page, entry.hash)? {
             return self.missing(page, entry.version, Missing::Same);
         }
         self.outcome.confirmed += 1;
@@ -313,7 +327,7 @@ impl<'a, S: PageStore> Decoding<'a, S> {
     }
 
     fn reference(&mut self, page: PageId, entry: Stored, from: PageId) -> Decoded<S> {
-        if !self.holds(from, entry.hash)? {
+        if self.is_absent(from) || !self.holds(from, entry.hash)? {
             return self.missing(page, entry.version, Missing::Ref);
         }
         self.write(page, entry)
@@ -334,7 +348,8 @@ impl<'a, S: PageStore> Decoding<'a, S> {
         coding: Coding,
         body: &[u8],
     ) -> Decoded<S> {
-        if self.store.entry(page).map(|stored| stored.hash) != Some(base) {
+        let found = self.store.entry(page).map(|stored| stored.hash);
+        if self.is_absent(page) || found != Some(base) {
             return self.missing(page, entry.version, Missing::Base);
         }
         self.read(page)?;
@@ -379,6 +394,11 @@ impl<'a, S: PageStore> Decoding<'a, S> {
 
     fn is_newer(&mut self, page: PageId, version: u32) -> bool {
         self.store.entry(page).is_none_or(|stored| stored.version < version)
+    }
+
+    /// Whether there is no content of a page to build on, whatever stands in its place.
+    fn is_absent(&mut self, page: PageId) -> bool {
+        self.store.entry(page).is_some_and(|stored| stored.hash == PageHash::ABSENT)
     }
 
     fn section(&mut self, section: Section) -> &mut Bytes<'a> {

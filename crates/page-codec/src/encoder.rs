@@ -3,6 +3,9 @@
 //! For each page the encoder asks, in this order: Is it zero? Has the destination this content at this page already?
 //! At another page? Does it have an older content of the page that this encoder remembers, and is the difference
 //! short? Only what is left travels as a literal, compressed when the caller's effort says so and it pays.
+//!
+//! Before a switchover to post-copy, a page that is neither zero nor there already is only announced as absent: its
+//! content follows once, as a literal, while the guest runs at the destination.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -46,7 +49,8 @@ pub enum Hint {
     Hot,
     /// The destination may have it: send the hash only. It asks for the page if that is not what it has.
     Confirm,
-    /// The destination asked for it: send it so that it can be understood without anything sent before.
+    /// The destination asked for it, or it is absent there: send it so that it can be understood without anything sent
+    /// before.
     Requested,
 }
 
@@ -65,6 +69,8 @@ pub enum Pushed {
     Delta,
     /// The content itself; [`BatchStats`] tells how many were compressed.
     Literal,
+    /// Only that the content will follow in post-copy.
+    Absent,
 }
 
 /// A page that a batch contains, for the acknowledgement ([`Known::acknowledge`]) or the loss ([`Known::forget`]).
@@ -93,6 +99,8 @@ pub struct PageCounts {
     pub compressed: u32,
     /// Sent as they are.
     pub raw: u32,
+    /// Announced as absent: their content follows in post-copy.
+    pub absent: u32,
 }
 
 /// What a batch contains.
@@ -190,7 +198,7 @@ impl Encoder {
         }
         self.admit(page)?;
         let hash = nonzero_page_hash(&self.key, content);
-        let before = self.known.get(page).map(|entry| entry.hash);
+        let before = self.before(page);
         let pushed = match hint {
             Hint::Confirm => {
                 self.add(page, hash, Kind::Same { hash }, 0);
@@ -207,7 +215,7 @@ impl Encoder {
             Pushed::Same => self.counts.same += 1,
             Pushed::Ref => self.counts.reference += 1,
             Pushed::Delta => self.counts.delta += 1,
-            Pushed::Zero | Pushed::Literal => {}
+            Pushed::Zero | Pushed::Literal | Pushed::Absent => {}
         }
         Ok(pushed)
     }
@@ -219,18 +227,37 @@ impl Encoder {
     pub fn push_zero(&mut self, page: PageId, hint: Hint) -> Result<Pushed, PushError> {
         self.admit(page)?;
         let asked = matches!(hint, Hint::Confirm | Hint::Requested);
-        let before = self.known.get(page).map(|entry| entry.hash);
-        if !asked && before == Some(PageHash::ZERO) {
+        if !asked && self.before(page) == Some(PageHash::ZERO) {
             self.counts.unchanged += 1;
             return Ok(Pushed::Unchanged);
         }
         self.counts.zero += 1;
-        let version = self.known.record_sent(page, PageHash::ZERO);
-        self.sent.push(Sent { page, version });
-        if !self.assembly.extend_zeros(page.0, version) {
-            self.assembly.add(Record { page, version, kind: Kind::Zero { count: 1 } }, 0);
-        }
+        self.add_to_run(page, PageHash::ZERO, Kind::Zero { count: 1 });
         Ok(Pushed::Zero)
+    }
+
+    /// Adds that a page's content will follow in post-copy. With `content` that is said only of a page that is neither
+    /// zero nor what the destination has already; without, of any.
+    ///
+    /// # Errors
+    /// When the batch is full, or the guest has no such page.
+    pub fn push_absent(
+        &mut self,
+        page: PageId,
+        content: Option<&Page>,
+    ) -> Result<Pushed, PushError> {
+        if content.is_some_and(is_zero) {
+            return self.push_zero(page, Hint::Cold);
+        }
+        self.admit(page)?;
+        let hash = content.map(|content| nonzero_page_hash(&self.key, content));
+        if hash.is_some() && hash == self.before(page) {
+            self.counts.unchanged += 1;
+            return Ok(Pushed::Unchanged);
+        }
+        self.counts.absent += 1;
+        self.add_to_run(page, PageHash::ABSENT, Kind::Absent { count: 1 });
+        Ok(Pushed::Absent)
     }
 
     /// Ends the batch. Infallible: what cannot be compressed goes as it is. The next push begins another batch.
@@ -268,6 +295,11 @@ impl Encoder {
             return Err(PushError::Full);
         }
         Ok(())
+    }
+
+    /// The content of a page that the destination has, or will have when it reads this batch.
+    fn before(&self, page: PageId) -> Option<PageHash> {
+        self.known.get(page).map(|entry| entry.hash).filter(|hash| *hash != PageHash::ABSENT)
     }
 
     /// Sends a page with the help of what the destination has.
@@ -330,6 +362,13 @@ impl Encoder {
         self.sent.push(Sent { page, version });
         self.assembly.add(Record { page, version, kind }, length_bytes);
         self.recent[recent_place(hash)] = (hash, page);
+    }
+
+    /// Adds one page of a run; `kind` counts one.
+    fn add_to_run(&mut self, page: PageId, hash: PageHash, kind: Kind) {
+        let version = self.known.record_sent(page, hash);
+        self.sent.push(Sent { page, version });
+        self.assembly.add_to_run(Record { page, version, kind });
     }
 
     /// Another page with this content that the destination has, or will have before it reads this batch's record.

@@ -20,6 +20,7 @@
 //!             5 sparse   hash  length: varint             body: runs, XOR, on the zero page
 //!             6 xor      hash  base: hash  length: varint body: runs, XOR, on the content that hashes to base
 //!             7 patch    hash  base: hash  length: varint body: runs, new bytes, on the same
+//!             8 absent   count: varint                    the content of so many pages from here on follows in post-copy
 //! hash     := 16 bytes
 //! jump     := varint, zigzag: page number minus the one expected; for a ref, minus the record's own page
 //! runs     := see runs.rs
@@ -35,7 +36,7 @@ use sterna_model::{PAGE_BYTES, PageHash, PageId};
 use crate::bytes::{Bytes, MAX_VARINT_BYTES, put_jump, put_length, put_varint};
 use crate::runs::Coding;
 
-/// Pages in a batch, at most; zero pages count.
+/// Pages in a batch, at most; zero and absent pages count.
 pub const MAX_BATCH_PAGES: usize = 128;
 /// Bytes of a batch, at most: room for every page as it is, and its record.
 pub const MAX_BATCH_BYTES: usize = MAX_HEAD_BYTES + MAX_BODY_BYTES;
@@ -83,6 +84,7 @@ pub(crate) enum Kind {
     Literal { hash: PageHash, section: Section },
     Sparse { hash: PageHash, length_bytes: usize, section: Section },
     Delta { hash: PageHash, base: PageHash, coding: Coding, length_bytes: usize, section: Section },
+    Absent { count: u32 },
 }
 
 impl Kind {
@@ -97,13 +99,14 @@ impl Kind {
                 Self::Sparse { .. } => 5,
                 Self::Delta { coding: Coding::Xor, .. } => 6,
                 Self::Delta { coding: Coding::Replace, .. } => 7,
+                Self::Absent { .. } => 8,
             }
     }
 
     /// Where its body is, if it has one.
     pub(crate) fn section(self) -> Option<Section> {
         match self {
-            Self::Zero { .. } | Self::Same { .. } | Self::Ref { .. } => None,
+            Self::Zero { .. } | Self::Same { .. } | Self::Ref { .. } | Self::Absent { .. } => None,
             Self::Literal { section, .. }
             | Self::Sparse { section, .. }
             | Self::Delta { section, .. } => Some(section),
@@ -113,7 +116,7 @@ impl Kind {
     /// Puts its body, if it has one, elsewhere.
     pub(crate) fn move_to(&mut self, to: Section) {
         match self {
-            Self::Zero { .. } | Self::Same { .. } | Self::Ref { .. } => {}
+            Self::Zero { .. } | Self::Same { .. } | Self::Ref { .. } | Self::Absent { .. } => {}
             Self::Literal { section, .. }
             | Self::Sparse { section, .. }
             | Self::Delta { section, .. } => *section = to,
@@ -159,7 +162,7 @@ fn write_record(out: &mut Vec<u8>, record: Record, expected: u32) {
     }
     put_varint(out, record.version);
     match record.kind {
-        Kind::Zero { count } => put_varint(out, count),
+        Kind::Zero { count } | Kind::Absent { count } => put_varint(out, count),
         Kind::Same { hash } | Kind::Literal { hash, .. } => out.extend_from_slice(&hash.0),
         Kind::Ref { hash, from } => {
             out.extend_from_slice(&hash.0);
@@ -178,9 +181,16 @@ fn write_record(out: &mut Vec<u8>, record: Record, expected: u32) {
 }
 
 impl Record {
+    /// Pages that it is about.
+    fn pages(&self) -> u32 {
+        match self.kind {
+            Kind::Zero { count } | Kind::Absent { count } => count,
+            _ => 1,
+        }
+    }
+
     fn end(&self) -> u32 {
-        let pages = if let Kind::Zero { count } = self.kind { count } else { 1 };
-        self.page.0.wrapping_add(pages)
+        self.page.0.wrapping_add(self.pages())
     }
 }
 
@@ -236,7 +246,7 @@ impl Records<'_> {
             return Ok(None);
         }
         let record = self.parse()?;
-        let count = if let Kind::Zero { count } = record.kind { count } else { 1 };
+        let count = record.pages();
         self.pages = self.pages.saturating_add(count as usize);
         if count == 0 || self.pages > MAX_BATCH_PAGES {
             let found = self.pages;
@@ -274,6 +284,7 @@ impl Records<'_> {
                 let length_bytes = rest.length("delta", PAGE_BYTES)?;
                 Kind::Delta { hash, base, coding, length_bytes, section }
             }
+            8 => Kind::Absent { count: rest.varint("count")? },
             _ => return Err(FormatError::Tag { tag }),
         };
         if tag & (KIND | PACKED) != kind.tag() {

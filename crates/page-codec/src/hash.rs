@@ -29,7 +29,7 @@ pub(crate) fn nonzero_page_hash(key: &PageKey, page: &Page) -> PageHash {
     let digest = blake3::keyed_hash(&key.0, page);
     let mut first = [0; 16];
     first.copy_from_slice(&digest.as_bytes()[..16]);
-    set_aside_zero(PageHash(first))
+    set_aside(PageHash(first))
 }
 
 /// Whether every byte of `page` is zero. Most other pages are told by their first bytes.
@@ -41,9 +41,14 @@ pub fn is_zero(page: &Page) -> bool {
     })
 }
 
-/// [`PageHash::ZERO`] means the zero page; a content that hashes to it by chance is called one instead.
-fn set_aside_zero(hash: PageHash) -> PageHash {
-    if hash == PageHash::ZERO { PageHash::from_u128(1) } else { hash }
+/// [`PageHash::ZERO`] means the zero page and [`PageHash::ABSENT`] no content yet; a content that hashes to one of them
+/// by chance is called its neighbour instead.
+fn set_aside(hash: PageHash) -> PageHash {
+    match hash {
+        PageHash::ZERO => PageHash::from_u128(1),
+        PageHash::ABSENT => PageHash::from_u128(u128::MAX - 1),
+        hash => hash,
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +78,8 @@ mod tests {
         assert_ne!(hash, PageHash::ZERO);
         assert_eq!(hash.0, blake3::keyed_hash(&[7; 32], &page).as_bytes()[..16]);
         assert_ne!(hash, page_hash(&PageKey([8; 32]), &page));
-        assert_eq!(set_aside_zero(PageHash::ZERO), PageHash::from_u128(1));
+        assert_eq!(set_aside(hash), hash);
+        assert_eq!(set_aside(PageHash::ZERO), PageHash::from_u128(1));
+        assert_eq!(set_aside(PageHash::ABSENT), PageHash::from_u128(u128::MAX - 1));
     }
 }

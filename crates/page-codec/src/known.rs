@@ -27,7 +27,7 @@ const WAYS: usize = 2;
 /// What the destination has of one page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// The content.
+    /// The content; [`PageHash::ABSENT`]: it knows that the content will follow in post-copy.
     pub hash: PageHash,
     /// Sends of this page in this move; 0: the destination has it from before.
     pub version: u32,
@@ -122,9 +122,12 @@ impl Known {
         }
     }
 
-    /// Another page than `except` that the destination has confirmed to have this content.
+    /// Another page than `except` that the destination has confirmed to have this content. Never an absent page.
     #[must_use]
     pub fn find(&self, hash: PageHash, except: PageId) -> Option<PageId> {
+        if hash == PageHash::ABSENT {
+            return None;
+        }
         let bucket = self.index.get(self.bucket_of(hash))?;
         let slots = bucket.iter().map(|slot| slot.load(Relaxed));
         let alike = slots.filter(|slot| slot & !self.page_mask == self.tag_of(hash));
@@ -137,7 +140,8 @@ impl Known {
     /// Puts a page into its bucket: over itself, a free slot or a slot whose page changed since, else over one of
     /// the others, chosen by the hash. A page whose content can be found already needs no slot.
     fn index_page(&self, page: PageId, hash: PageHash) {
-        if hash == PageHash::ZERO || self.find(hash, page).is_some() {
+        let nothing = hash == PageHash::ZERO || hash == PageHash::ABSENT;
+        if nothing || self.find(hash, page).is_some() {
             return;
         }
         let at = self.bucket_of(hash);

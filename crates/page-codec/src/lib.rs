@@ -1,4 +1,4 @@
-//! Pages on the wire: zero, same, ref, delta, zstd, raw.
+//! Pages on the wire: zero, same, ref, delta, zstd, raw, absent.
 //!
 //! This is the middle of the memory pipeline. At the source, each worker thread owns one connection and one
 //! [`Encoder`]: it pushes the pages that it claimed, finishes the batch and writes the bytes as one frame. At the
@@ -7,7 +7,7 @@
 //! ```text
 //!  guest page --> is_zero, page_hash --> what does the destination have? (Known, shared by all encoders)
 //!                                             |
-//!      zero | unchanged (nothing sent) | ref | delta (Bases: old contents, chunk digests) | literal
+//!      zero | unchanged (nothing sent) | ref | delta (Bases: old contents, chunk digests) | literal | absent (post-copy)
 //!                                             v
 //!      records + plain bytes + packed bytes (zstd, at the effort that the Governor picks) --> one batch
 //! ```

@@ -69,7 +69,8 @@ fn refusal(records: &[u8], plain: &[u8]) -> String {
 fn the_intact_batch_is_decoded() {
     let (batch, memory) = every_kind();
     let outcome = decode(&batch, memory).unwrap();
-    let expected = BatchOutcome { written: 8, zeroed: 3, confirmed: 1, outdated: 0, missing: 0 };
+    let expected =
+        BatchOutcome { written: 8, zeroed: 3, confirmed: 1, outdated: 0, missing: 0, absent: 0 };
     assert_eq!(outcome, expected);
 }
 

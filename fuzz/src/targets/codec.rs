@@ -73,16 +73,25 @@ impl Memory {
     pub(super) fn check(&self, said: BatchOutcome) {
         let did = BatchOutcome { outdated: said.outdated, ..self.did };
         assert_eq!(said, did, "the outcome is not what was done");
-        let all = said.written + said.zeroed + said.confirmed + said.outdated + said.missing;
+        let settled = said.written + said.zeroed + said.confirmed + said.absent;
+        let all = settled + said.outdated + said.missing;
         assert!(all as usize <= MAX_BATCH_PAGES, "{all} pages in one batch");
     }
 
     fn put(&mut self, page: u32, entry: Stored, content: &Page) {
-        assert!(page < PAGES, "page {page} is outside of the guest");
-        let newest = self.pages.get(&page).map_or(0, |(entry, _)| entry.version);
-        assert!(entry.version > newest, "version {} over {newest}", entry.version);
+        self.check_newer(page, entry.version);
         assert_eq!(page_hash(&KEY, content), entry.hash, "page {page} is not what its entry says");
         self.pages.insert(page, (entry, Box::new(*content)));
+    }
+
+    fn check_newer(&self, page: u32, version: u32) {
+        assert!(page < PAGES, "page {page} is outside of the guest");
+        let newest = self.pages.get(&page).map_or(0, |(entry, _)| entry.version);
+        assert!(version > newest, "version {version} over {newest}");
+    }
+
+    fn is_absent(&self, page: u32) -> bool {
+        self.pages.get(&page).is_some_and(|(entry, _)| entry.hash == PageHash::ABSENT)
     }
 }
 
@@ -96,6 +105,7 @@ impl PageStore for Memory {
 
     fn read(&mut self, page: PageId, into: &mut Page) -> Result<(), Infallible> {
         assert!(page.0 < PAGES, "page {} is outside of the guest", page.0);
+        assert!(!self.is_absent(page.0), "page {} is read, and absent", page.0);
         *into = *self.content(page.0);
         Ok(())
     }
@@ -119,6 +129,16 @@ impl PageStore for Memory {
         for page in first.0..first.0 + count {
             self.put(page, Stored { version, hash: PageHash::ZERO }, &ZERO_PAGE);
             self.did.zeroed += 1;
+        }
+        Ok(())
+    }
+
+    fn write_absent(&mut self, first: PageId, count: u32, version: u32) -> Result<(), Infallible> {
+        for page in first.0..first.0 + count {
+            self.check_newer(page, version);
+            let stale = Box::new(*self.content(page));
+            self.pages.insert(page, (Stored { version, hash: PageHash::ABSENT }, stale));
+            self.did.absent += 1;
         }
         Ok(())
     }

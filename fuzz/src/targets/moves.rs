@@ -1,5 +1,5 @@
 //! Pages from encoder to decoder: whatever a guest writes, and whatever gets lost or refused on the way, the destination has
-//! what the source has in the end.
+//! what the source has in the end, absent pages that followed included.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arbitrary::{Arbitrary, Unstructured};
 use sterna_model::{Page, PageId, ZERO_PAGE};
 use sterna_page_codec::{
-    Decoder, Effort, Encoder, EncoderConfig, Hint, Known, Level, MAX_BATCH_BYTES, Sent,
+    Decoder, Effort, Encoder, EncoderConfig, Hint, Known, Level, MAX_BATCH_BYTES, Pushed, Sent,
 };
 
 use super::codec::{KEY, Memory, PAGES, content};
@@ -51,6 +51,8 @@ enum Told {
     Hot,
     Confirm,
     Requested,
+    Absent,
+    AbsentUnread,
 }
 
 #[derive(Arbitrary, Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +126,7 @@ impl Moving {
                 self.source[number(page) as usize][usize::from(*at) % 4096] ^= byte;
                 self.unsent.insert(number(page));
             }
-            Step::Send { page, hint } => self.send(number(page), (*hint).into()),
+            Step::Send { page, hint } => self.send(number(page), *hint),
             Step::Finish { level, fate } => {
                 let level = Level::new(level % 3).map_or(Effort::Raw, Effort::Zstd);
                 self.finish(level, *fate);
@@ -132,17 +134,28 @@ impl Moving {
         }
     }
 
-    fn send(&mut self, page: u32, hint: Hint) {
+    fn send(&mut self, page: u32, hint: Told) {
         if self.encoder.room() == 0 {
             self.finish(Effort::Raw, Fate::Arrives);
         }
-        let pushed = self.encoder.push(PageId(page), &self.source[page as usize], hint);
+        let (page_id, content) = (PageId(page), &self.source[page as usize]);
+        let pushed = match hint {
+            Told::Cold => self.encoder.push(page_id, content, Hint::Cold),
+            Told::Hot => self.encoder.push(page_id, content, Hint::Hot),
+            Told::Confirm => self.encoder.push(page_id, content, Hint::Confirm),
+            Told::Requested => self.encoder.push(page_id, content, Hint::Requested),
+            Told::Absent => self.encoder.push_absent(page_id, Some(content)),
+            Told::AbsentUnread => self.encoder.push_absent(page_id, None),
+        };
+        // Until the batch's fate is known it counts as on its way, but for a content that was only announced.
+        match pushed {
+            Ok(Pushed::Absent) => self.unsent.insert(page),
+            _ => self.unsent.remove(&page),
+        };
         match pushed {
             Ok(pushed) => drop(self.kinds.insert(format!("{pushed:?}"))),
             Err(error) => super::broken(&format!("page {page} is refused: {error}")),
         }
-        // Until the batch's fate is known it counts as on its way.
-        self.unsent.remove(&page);
     }
 
     fn finish(&mut self, effort: Effort, fate: Fate) {
@@ -182,7 +195,7 @@ impl Moving {
     /// Sends what is left until nothing is asked for, and compares.
     fn settle(&mut self) {
         self.finish(Effort::Raw, Fate::Arrives);
-        for hint in [Hint::Cold, Hint::Requested] {
+        for hint in [Told::Cold, Told::Requested] {
             for page in std::mem::take(&mut self.unsent) {
                 self.send(page, hint);
             }
@@ -196,16 +209,5 @@ impl Moving {
         let differs =
             (0..PAGES).find(|page| self.memory.content(*page) != &self.source[*page as usize]);
         assert_eq!(differs, None, "a page differs in the end");
-    }
-}
-
-impl From<Told> for Hint {
-    fn from(told: Told) -> Self {
-        match told {
-            Told::Cold => Self::Cold,
-            Told::Hot => Self::Hot,
-            Told::Confirm => Self::Confirm,
-            Told::Requested => Self::Requested,
-        }
     }
 }

@@ -302,6 +302,14 @@ impl PageStore for Store<'_> {
         Ok(())
     }
 
+    fn write_absent(&mut self, first: PageId, count: u32, version: u32) -> Result<(), MemoryError> {
+        for page in (first.0..first.0.saturating_add(count)).map(PageId) {
+            let entry = Stored { version, hash: PageHash::ABSENT };
+            self.0.note(page, entry, &mut self.0.lock_of(page));
+        }
+        Ok(())
+    }
+
     fn confirm(&mut self, page: PageId, entry: Stored) -> Result<(), MemoryError> {
         self.0.note(page, entry, &mut self.0.lock_of(page));
         Ok(())

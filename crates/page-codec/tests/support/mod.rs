@@ -1,7 +1,7 @@
 //! A guest's memory at the destination, and contents to put into it.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub(crate) struct Memory {
     pub(crate) entries: Vec<Option<Stored>>,
     /// What it asked for, and why.
     pub(crate) missing: BTreeMap<PageId, Missing>,
+    /// Pages whose content is not here: what stands in their place means nothing.
+    pub(crate) absent: BTreeSet<PageId>,
     /// First page and length of each run written.
     pub(crate) runs: Vec<(u32, usize)>,
 }
@@ -30,22 +32,30 @@ impl Memory {
             pages: vec![ZERO_PAGE; pages],
             entries: vec![None; pages],
             missing: BTreeMap::new(),
+            absent: BTreeSet::new(),
             runs: Vec::new(),
         }
     }
 
     /// Checks that every entry tells the truth.
     pub(crate) fn check(&self) {
-        for (page, entry) in self.pages.iter().zip(&self.entries) {
+        for ((page, entry), number) in self.pages.iter().zip(&self.entries).zip(0..) {
             let found = entry.map_or(PageHash::ZERO, |entry| entry.hash);
-            assert_eq!(found, page_hash(&KEY, page));
+            let is_absent = self.absent.contains(&PageId(number));
+            assert_eq!(found == PageHash::ABSENT, is_absent, "page {number}");
+            assert!(is_absent || found == page_hash(&KEY, page), "page {number}");
         }
     }
 
-    fn put(&mut self, page: PageId, entry: Stored, content: &[u8]) {
+    fn note(&mut self, page: PageId, entry: Stored) {
         let newest = self.entries[page.index()].map_or(0, |entry| entry.version);
         assert!(entry.version > newest, "an old version was written");
         self.entries[page.index()] = Some(entry);
+    }
+
+    fn put(&mut self, page: PageId, entry: Stored, content: &[u8]) {
+        self.note(page, entry);
+        self.absent.remove(&page);
         self.pages[page.index()].copy_from_slice(content);
     }
 }
@@ -58,6 +68,7 @@ impl PageStore for Memory {
     }
 
     fn read(&mut self, page: PageId, into: &mut Page) -> Result<(), Infallible> {
+        assert!(!self.absent.contains(&page), "the content of an absent page was read");
         *into = self.pages[page.index()];
         Ok(())
     }
@@ -79,6 +90,14 @@ impl PageStore for Memory {
     fn write_zeros(&mut self, first: PageId, count: u32, version: u32) -> Result<(), Infallible> {
         for page in first.0..first.0 + count {
             self.put(PageId(page), Stored { version, hash: PageHash::ZERO }, &ZERO_PAGE);
+        }
+        Ok(())
+    }
+
+    fn write_absent(&mut self, first: PageId, count: u32, version: u32) -> Result<(), Infallible> {
+        for page in (first.0..first.0 + count).map(PageId) {
+            self.note(page, Stored { version, hash: PageHash::ABSENT });
+            self.absent.insert(page);
         }
         Ok(())
     }
