@@ -52,6 +52,8 @@ pub enum AnswerState {
     Stopping,
     /// Source: the commit was sent, or may have been. The guest is paused here.
     Offered,
+    /// Source: the guest runs at the destination, which still needs pages from here.
+    Serving,
     /// Source: the destination has the guest.
     Gone,
     /// Source: the guest was resumed here; the destination must not.
@@ -60,10 +62,14 @@ pub enum AnswerState {
     Prepared,
     /// Destination: the commit was accepted; the guest is ours, not running yet.
     Entitled,
+    /// Destination: the guest runs here, pages of it are lacking.
+    Faulting,
     /// Destination: the guest runs here, or is paused here as its user left it.
     Running,
     /// Destination: its QEMU is dead and reaped; a late commit is refused.
     Discarded,
+    /// Either: a QEMU died while pages were lacking; the guest is nowhere.
+    Lost,
     /// Either: the journal does not know the job.
     Unknown,
 }
@@ -73,13 +79,13 @@ impl AnswerState {
     #[must_use]
     pub const fn may_be_of(self, sender: Sender) -> bool {
         match self {
-            Self::Copying | Self::Stopping | Self::Offered | Self::Gone | Self::Returned => {
-                matches!(sender, Sender::Source)
-            }
-            Self::Prepared | Self::Entitled | Self::Running | Self::Discarded => {
+            Self::Copying | Self::Stopping | Self::Offered => matches!(sender, Sender::Source),
+            Self::Serving | Self::Gone | Self::Returned => matches!(sender, Sender::Source),
+            Self::Prepared | Self::Entitled => matches!(sender, Sender::Destination),
+            Self::Faulting | Self::Running | Self::Discarded => {
                 matches!(sender, Sender::Destination)
             }
-            Self::Unknown => true,
+            Self::Lost | Self::Unknown => true,
         }
     }
 }

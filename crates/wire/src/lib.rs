@@ -20,12 +20,14 @@ extern crate std;
 
 mod answer;
 mod blob;
+mod error;
 pub mod evidence;
 pub mod frame;
 pub mod hello;
 mod json;
 pub mod limits;
 pub mod message;
+pub mod post_copy;
 mod refusals;
 #[cfg(test)]
 mod tests;
@@ -38,4 +40,5 @@ pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter, HEADER_B
 pub use hello::{Capabilities, Capability, Hello, HelloError, Offer, Reply, Role, Welcome};
 pub use json::JsonError;
 pub use message::{Message, MessageError};
+pub use post_copy::{Complete, Lacking, Rejoin, Rejoined, Vanished, Wanted};
 pub use versions::{Agreed, negotiate};

@@ -4,8 +4,8 @@
 
 /// Nesting of objects and lists in one document.
 pub const MAX_JSON_DEPTH: usize = 8;
-/// Values, keys included, in one document: what its parsed form can hold. The largest message has about 12,000.
-pub const MAX_JSON_VALUES: usize = 32 * 1024;
+/// Values, keys included, in one document: what its parsed form can hold. The largest message has about 49,000.
+pub const MAX_JSON_VALUES: usize = 64 * 1024;
 
 /// Bytes in a free text: a reason, an error.
 pub const MAX_TEXT_BYTES: usize = 4096;
@@ -16,7 +16,7 @@ pub const MAX_CAPABILITIES: usize = 64;
 /// Characters in a capability's name.
 pub const MAX_CAPABILITY_BYTES: usize = 32;
 
-/// Data connections of one job.
+/// Data connections of one job; in post-copy one more, for urgent pages.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Bytes in a VM's description. Escaped in JSON it can become six times as long.
 pub const MAX_DESCRIPTION_BYTES: usize = 128 * 1024;
@@ -28,6 +28,10 @@ pub const MAX_COMMANDS: usize = 64;
 pub const MAX_COMMAND_BYTES: usize = 1024;
 /// Pages in one Missing.
 pub const MAX_MISSING_PAGES: usize = 4096;
+/// Pages in one Wanted.
+pub const MAX_WANTED_PAGES: usize = 1024;
+/// Runs of pages in one Lacking.
+pub const MAX_LACKING_RUNS: usize = 16 * 1024;
 /// Refusals in one message.
 pub const MAX_REFUSALS: usize = 32;
 /// Bytes in a refusal's code.

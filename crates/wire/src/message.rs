@@ -17,26 +17,33 @@
 //!     Inquire, Ping      <----------------------------->   Answer, Pong     (either side asks)
 //! ```
 //!
+//! What follows where the guest runs at the destination before all its memory is there: [`post_copy`](crate::post_copy).
+//!
 //! A key that a message does not have is an error: what two releases may add is settled by the hello's capabilities.
 //! Every list and text has a limit in [`limits`](crate::limits), held when sending as well as when receiving.
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Not;
 
 use serde::{Deserialize, Serialize};
 use sterna_model::{BlockName, Epoch, JobId, Layout, PageId, Refusal, Root, Uuid, VmName};
 
 use crate::answer::{AnswerState, GuestState, Sender, Verify};
 use crate::blob::{Blob, PageKey, Text, Token, is_clean, root};
+use crate::error::within;
 use crate::evidence::{EVIDENCE, Evidence};
 use crate::frame::FrameKind;
 use crate::hello::Capabilities;
-use crate::json::{self, JsonError};
+use crate::json;
 use crate::limits::{
     MAX_COMMAND_BYTES, MAX_COMMANDS, MAX_CONFIGURATION_BYTES, MAX_CONNECTIONS,
     MAX_DESCRIPTION_BYTES, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS, MAX_VERSION_BYTES,
 };
+use crate::post_copy::{Complete, Lacking, POST_COPY, Rejoin, Rejoined, Vanished, Wanted};
 use crate::refusals;
+
+pub use crate::error::MessageError;
 
 /// One message.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -52,6 +59,8 @@ pub enum Message {
     Commit(Commit),
     /// Source: give up, kill the QEMU.
     Abort(Abort),
+    /// Source: go on with a job whose guest runs at the destination.
+    Rejoin(Rejoin),
     /// Either: what became of a job?
     Inquire(Inquire),
     /// Either: are you there?
@@ -70,6 +79,16 @@ pub enum Message {
     Failed(Failed),
     /// Destination: the guest is resumed.
     Running(Running),
+    /// Destination: the guest waits for these pages.
+    Wanted(Wanted),
+    /// Destination: every page is here.
+    Complete(Complete),
+    /// Destination: it goes on with the job.
+    Rejoined(Rejoined),
+    /// Destination: these pages are not here yet.
+    Lacking(Lacking),
+    /// Destination: its QEMU died while pages were lacking: the guest is lost.
+    Vanished(Vanished),
     /// Destination: its QEMU is dead and reaped.
     Discarded(Discarded),
     /// Either: the answer to an Inquire.
@@ -106,6 +125,10 @@ pub struct Prepare {
     /// [`EVIDENCE`](crate::evidence::EVIDENCE).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
+    /// Whether the source may finish by post-copy: one more data connection follows, its number is `connections`, for
+    /// urgent pages. Only between agents that both have the capability [`POST_COPY`].
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub post_copy: bool,
 }
 
 /// What QEMU's stream began with.
@@ -207,6 +230,9 @@ pub struct Prepared {
     pub qemu_version: String,
     /// How long it took to start, in milliseconds.
     pub start_ms: u64,
+    /// Whether its QEMU can finish by post-copy. Only said to a source that may.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub post_copy: bool,
 }
 
 /// The destination will not.
@@ -270,6 +296,9 @@ pub struct Running {
     pub commit_to_resume_ns: u64,
     /// The most anonymous memory that the destination's agent had.
     pub peak_anonymous_bytes: u64,
+    /// Pages that are not there yet: not 0 in post-copy only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lacks_pages: u64,
 }
 
 /// The destination's QEMU is dead and reaped, and a late commit will be refused.
@@ -322,13 +351,19 @@ impl Message {
             Self::Prepare(_) | Self::StreamHead(_) | Self::Final(_) => {
                 matches!(sender, Sender::Source)
             }
-            Self::Commit(_) | Self::Abort(_) => matches!(sender, Sender::Source),
+            Self::Commit(_) | Self::Abort(_) | Self::Rejoin(_) => {
+                matches!(sender, Sender::Source)
+            }
             Self::Prepared(_) | Self::Refused(_) | Self::Applied(_) | Self::Missing(_) => {
                 matches!(sender, Sender::Destination)
             }
             Self::Loaded(_) | Self::Failed(_) | Self::Running(_) | Self::Discarded(_) => {
                 matches!(sender, Sender::Destination)
             }
+            Self::Wanted(_) | Self::Complete(_) | Self::Vanished(_) => {
+                matches!(sender, Sender::Destination)
+            }
+            Self::Rejoined(_) | Self::Lacking(_) => matches!(sender, Sender::Destination),
             Self::Inquire(_) | Self::Ping(_) | Self::Pong(_) => true,
             Self::Answer(answer) => answer.state.may_be_of(sender),
         }
@@ -337,10 +372,13 @@ impl Message {
     /// The message as a peer with these capabilities understands it.
     #[must_use]
     pub fn for_peer(mut self, common: &Capabilities) -> Self {
-        if let Self::Prepare(prepare) = &mut self
-            && !common.contains(EVIDENCE)
-        {
-            prepare.evidence = None;
+        match &mut self {
+            Self::Prepare(prepare) => {
+                prepare.evidence = prepare.evidence.take().filter(|_| common.contains(EVIDENCE));
+                prepare.post_copy &= common.contains(POST_COPY);
+            }
+            Self::Prepared(prepared) => prepared.post_copy &= common.contains(POST_COPY),
+            _ => {}
         }
         self
     }
@@ -354,6 +392,7 @@ impl Message {
             Self::Final(_) => "final",
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
+            Self::Rejoin(_) => "rejoin",
             Self::Inquire(_) => "inquire",
             Self::Ping(_) => "ping",
             Self::Prepared(_) => "prepared",
@@ -363,6 +402,11 @@ impl Message {
             Self::Loaded(_) => "loaded",
             Self::Failed(_) => "failed",
             Self::Running(_) => "running",
+            Self::Wanted(_) => "wanted",
+            Self::Complete(_) => "complete",
+            Self::Rejoined(_) => "rejoined",
+            Self::Lacking(_) => "lacking",
+            Self::Vanished(_) => "vanished",
             Self::Discarded(_) => "discarded",
             Self::Answer(_) => "answer",
             Self::Pong(_) => "pong",
@@ -407,49 +451,15 @@ impl Message {
             Self::Missing(missing) => {
                 at_most("pages", MAX_MISSING_PAGES as u64, missing.pages.len() as u64)
             }
+            Self::Rejoin(rejoin) => rejoin.check_limits(),
+            Self::Wanted(wanted) => wanted.check_limits(),
+            Self::Lacking(lacking) => lacking.check_limits(),
             _ => Ok(()),
         }
     }
 }
 
-fn within(what: &'static str, range: (u64, u64), found: u64) -> Result<(), MessageError> {
-    let (least, most) = range;
-    if (least..=most).contains(&found) {
-        return Ok(());
-    }
-    Err(MessageError::Range { what, least, most, found })
-}
-
-/// Why a payload is no message of this peer, or a message cannot be sent.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum MessageError {
-    /// Not the JSON that was expected.
-    #[error("in a message: {0}")]
-    Json(#[from] JsonError),
-    /// A list, a text or a number outside its limits.
-    #[error("in a message: expected {least} to {most} {what}, found {found}")]
-    Range {
-        /// What it is.
-        what: &'static str,
-        /// The least that is allowed.
-        least: u64,
-        /// The most that is allowed.
-        most: u64,
-        /// What was found.
-        found: u64,
-    },
-    /// A text for people that is too long or has control characters.
-    #[error("in a message: expected {what} within their limits and printable, found others")]
-    Unprintable {
-        /// What it is.
-        what: &'static str,
-    },
-    /// The other side's message.
-    #[error("expected no {name} message from {sender}, found one")]
-    Sender {
-        /// The message's type.
-        name: &'static str,
-        /// Who sent it.
-        sender: Sender,
-    },
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }

@@ -49,7 +49,11 @@ enum Lie {
 fn lies() -> Result<Vec<(Lie, &'static str)>> {
     let root = Root::ZERO_MEMORY;
     let (epoch, other): (_, sterna_model::JobId) = (Epoch(2), "job-0".parse()?);
-    let running = Message::Running(Running { commit_to_resume_ns: 1, peak_anonymous_bytes: 0 });
+    let running = Message::Running(Running {
+        commit_to_resume_ns: 1,
+        peak_anonymous_bytes: 0,
+        lacks_pages: 0,
+    });
     let loaded = Message::Loaded(Loaded { root, pages_hashed: u64::MAX, load_ms: u64::MAX });
     let answer = Message::Answer(Answer { job: other.clone(), state: AnswerState::Running });
     let welcome = |protocol, names: &[&str]| {
@@ -188,6 +192,7 @@ fn ready() -> Result<Prepared> {
         shared_blocks: vec![BlockName::new(b"pc.ram")?],
         qemu_version: "7.2.0".to_owned(),
         start_ms: u64::MAX,
+        post_copy: false,
     })
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn prepare(job: &str, vm: &str, description: &str) -> Result<Prepare>
         verify: Verify::Roots,
         link_timeout_ms: 20_000,
         evidence: None,
+        post_copy: false,
     })
 }
 

@@ -102,12 +102,15 @@ const fn meaning_of(state: AnswerState) -> &'static str {
         AnswerState::Copying => "the guest runs there; nothing was offered",
         AnswerState::Stopping => "the guest is there; nothing was offered",
         AnswerState::Offered => "the guest stands there, until it is told what became of it here",
+        AnswerState::Serving => "the guest was given to this host, and gets pages from there",
         AnswerState::Gone => "the guest was given to this host, and is not there any more",
         AnswerState::Returned => "the guest went on there",
         AnswerState::Prepared => "it waits for the guest, and has no right to it",
         AnswerState::Entitled => "the guest is there, and may run",
+        AnswerState::Faulting => "the guest runs there, and waits for pages",
         AnswerState::Running => "the guest runs there, or did: it has it",
         AnswerState::Discarded => "it has ended its copy; the guest is not there",
+        AnswerState::Lost => "the guest was lost with pages lacking; it is not there",
         AnswerState::Unknown => "it does not know either",
     }
 }

@@ -69,15 +69,20 @@ impl Known {
         match self.answer {
             Some(
                 AnswerState::Running
+                | AnswerState::Faulting
                 | AnswerState::Entitled
                 | AnswerState::Copying
                 | AnswerState::Stopping
                 | AnswerState::Returned,
             ) => PeerHas::It,
             Some(AnswerState::Offered) => PeerHas::ItPaused,
-            Some(AnswerState::Discarded | AnswerState::Prepared | AnswerState::Gone) => {
-                PeerHas::Nothing
-            }
+            Some(
+                AnswerState::Discarded
+                | AnswerState::Prepared
+                | AnswerState::Serving
+                | AnswerState::Gone
+                | AnswerState::Lost,
+            ) => PeerHas::Nothing,
             Some(AnswerState::Unknown) | None => PeerHas::Unsaid,
         }
     }

@@ -24,6 +24,7 @@ fn prepare(job: &str) -> Prepare {
         verify: Verify::Roots,
         link_timeout_ms: 20_000,
         evidence: None,
+        post_copy: false,
     }
 }
 

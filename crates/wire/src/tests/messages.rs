@@ -62,6 +62,7 @@ fn any_message() -> impl Strategy<Value = (Sender, Message)> {
                 shared_blocks: vec![block("pc.ram")],
                 qemu_version: version,
                 start_ms,
+                post_copy: false,
             })
         }),
         proptest::collection::vec((".{0,70}", ".{0,400}", ".{0,400}"), 0..40).prop_map(|all| {
@@ -186,7 +187,8 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
     let shared_blocks = (0..sterna_model::MAX_BLOCKS).map(name).collect();
     let qemu_version = "x".repeat(MAX_VERSION_BYTES);
     let token = Token([0; 32]);
-    let prepared = Prepared { token, shared_blocks, qemu_version, start_ms: u64::MAX };
+    let prepared =
+        Prepared { token, shared_blocks, qemu_version, start_ms: u64::MAX, post_copy: true };
     survives(Sender::Destination, &Message::Prepared(prepared));
 }
 
@@ -288,7 +290,13 @@ fn one_above_a_limit_is_refused_from_the_destination_too() {
     let prepared = |blocks: usize, version: String| {
         let shared_blocks = vec![block("a"); blocks];
         let token = Token([0; 32]);
-        Message::Prepared(Prepared { token, shared_blocks, qemu_version: version, start_ms: 0 })
+        Message::Prepared(Prepared {
+            token,
+            shared_blocks,
+            qemu_version: version,
+            start_ms: 0,
+            post_copy: true,
+        })
     };
     range(prepared(1025, String::new()), "shared_blocks");
     range(prepared(0, "x".repeat(129)), "bytes of qemu_version");

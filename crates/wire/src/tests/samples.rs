@@ -57,6 +57,7 @@ pub(super) fn prepare() -> Prepare {
         verify: Verify::Full,
         link_timeout_ms: 90_000,
         evidence: None,
+        post_copy: false,
     }
 }
 
@@ -119,6 +120,7 @@ fn from_destination() -> Vec<Message> {
         shared_blocks: vec![block("pc.ram")],
         qemu_version: "7.2.0".into(),
         start_ms: 80,
+        post_copy: false,
     };
     vec![
         Message::Prepared(prepared),
@@ -130,6 +132,7 @@ fn from_destination() -> Vec<Message> {
         Message::Running(Running {
             commit_to_resume_ns: 1_500_000,
             peak_anonymous_bytes: 31 << 20,
+            lacks_pages: 0,
         }),
         Message::Discarded(Discarded { job: job.clone(), epoch: Epoch(5) }),
         Message::Answer(Answer { job, state: AnswerState::Entitled }),

@@ -24,6 +24,7 @@ impl Drive {
                 Message::Running(wire::Running {
                     commit_to_resume_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
                     peak_anonymous_bytes: self.agent.anonymous.peak().0,
+                    lacks_pages: 0,
                 })
             }
             Answer::Discarded => {
@@ -48,6 +49,7 @@ impl Drive {
             shared_blocks: shared.unwrap_or_default(),
             qemu_version: waiting.map(|waiting| waiting.version.clone()).unwrap_or_default(),
             start_ms: u64::try_from(start_time.as_millis()).unwrap_or(u64::MAX),
+            post_copy: false,
         })
     }
 

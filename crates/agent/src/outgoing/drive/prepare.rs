@@ -130,6 +130,7 @@ pub(in crate::outgoing) fn prepare_message(
         verify: if wanted.options.verify_full { Verify::Full } else { Verify::Roots },
         link_timeout_ms: u64::try_from(link_timeout).unwrap_or(u64::MAX),
         evidence: Some(subject.evidence.for_move(&wanted.options)),
+        post_copy: false,
     }))
 }
 
