@@ -50,6 +50,40 @@ fn the_format_is_stable() {
     assert!(memory.pages[40] == new && memory.pages[41] == old && memory.pages[7] == sparse);
 }
 
+/// Absent: pages 40 to 42, then 7 and, at its second version, 8.
+const ABSENT: &str = "010b0000000850010308470101880201";
+/// What is announced follows, 42 first: a sparse page and zero ones.
+const FOLLOWS: &str = "011804000005540250bcf7dede108c553546eca8eabf8e7c0401050202ff1f01aa";
+
+#[test]
+fn the_format_of_absent_pages_is_stable() {
+    let known = Arc::new(Known::new(100));
+    let mut encoder = encoder(&known);
+    encoder.push_zero(PageId(8), Hint::Cold).unwrap();
+    encoder.finish(Effort::Raw);
+    for page in [40, 41, 42, 7, 8] {
+        encoder.push_absent(PageId(page), None).unwrap();
+    }
+    let absent = encoder.finish(Effort::Raw).bytes.to_vec();
+    assert_eq!(hex(&absent), ABSENT);
+    let mut sparse = ZERO_PAGE;
+    sparse[4095] = 0xaa;
+    encoder.push(PageId(42), &sparse, Hint::Requested).unwrap();
+    for page in [40, 41] {
+        encoder.push_zero(PageId(page), Hint::Requested).unwrap();
+    }
+    let follows = encoder.finish(Effort::Raw).bytes.to_vec();
+    assert_eq!(hex(&follows), FOLLOWS);
+
+    let mut memory = Memory::new(100);
+    let mut decoder = decoder(100);
+    decoder.decode(&absent, &mut memory).unwrap();
+    assert_eq!(memory.absent, [7, 8, 40, 41, 42].map(PageId).into());
+    decoder.decode(&follows, &mut memory).unwrap();
+    assert_eq!(memory.absent, [7, 8].map(PageId).into());
+    assert!(memory.pages[42] == sparse);
+}
+
 /// A patch, as an encoder makes it that remembers digests only.
 const PATCH: &str = "01244200000750028b49be2849c46e6cd78a6730c1e4812f823c32ae1e7474c5dc6d5e978ee4136f4240400707070707070707070707070707070707070707070707070707070707070707070707077465726e070707070707070707070707070707070707070707070707";
 

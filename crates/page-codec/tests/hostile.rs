@@ -37,6 +37,9 @@ fn every_kind() -> (Vec<u8>, Memory) {
     let mut sparse = [0; 4096];
     sparse[7] = 7;
     encoder.push(PageId(21), &sparse, Hint::Cold).unwrap();
+    for page in 22..26 {
+        encoder.push_absent(PageId(page), None).unwrap();
+    }
     let batch = encoder.finish(Effort::Zstd(Level::FAST)).bytes.to_vec();
     (batch, memory)
 }
@@ -70,7 +73,7 @@ fn the_intact_batch_is_decoded() {
     let (batch, memory) = every_kind();
     let outcome = decode(&batch, memory).unwrap();
     let expected =
-        BatchOutcome { written: 8, zeroed: 3, confirmed: 1, outdated: 0, missing: 0, absent: 0 };
+        BatchOutcome { written: 8, zeroed: 3, confirmed: 1, outdated: 0, missing: 0, absent: 4 };
     assert_eq!(outcome, expected);
 }
 
@@ -116,6 +119,7 @@ fn a_literal_that_lies_is_named() {
 fn each_limit_has_its_error() {
     let hash = [7; 16];
     let big_delta = [&[6, 0, 1][..], &hash, &hash, &[0x81, 0x20]].concat();
+    let too_many = [&[1, 0, 1, 60][..], &[8, 119, 1, 60], &[8, 119, 1, 60]].concat();
     let far_ref = [&[3, 0, 1][..], &hash, &[0x80, 0x01]].concat();
     for (records, expected) in [
         (&[0, 0, 1, 1][..], "known record tag"),
@@ -125,6 +129,17 @@ fn each_limit_has_its_error() {
         (&[1, 0, 0, 1], "versions from 1"),
         (&[1, 0, 1, 0], "extent of pages"),
         (&[1, 0, 1, 0x81, 0x01], "at most 128"),
+        (&[0x48, 0, 1, 1], "known record tag"),
+        (&[9, 0, 1, 1], "known record tag"),
+        (&[8, 0, 0, 1], "versions from 1"),
+        (&[8, 0, 1, 0], "extent of pages"),
+        (&[8, 0, 1, 0x81, 0x01], "at most 128"),
+        (&[8, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f], "at most 128"),
+        (&[8, 0, 1, 65], "found 64"),
+        (&[8, 126, 1, 2], "found 64"),
+        (&[8, 1, 1, 1], "page numbers below 64"),
+        (&[8, 0, 1], "1 bytes of count"),
+        (&too_many, "extent of pages"),
         (&[1, 0, 1, 65], "page numbers below 64"),
         (&[1, 0x80, 0x01, 1, 1], "found 64"),
         (&[1, 1, 1, 1], "page numbers below 64"),
@@ -142,6 +157,38 @@ fn each_limit_has_its_error() {
     assert!(decode(&too_long, Memory::new(0)).unwrap_err().contains("extent of batch"));
     assert!(decode(&[2], Memory::new(0)).unwrap_err().contains("format 1, found 2"));
     assert!(decode(&[1, 0, 0xff, 0xff, 0xff, 0x7f], Memory::new(0)).unwrap_err().contains("plain"));
+}
+
+#[test]
+fn what_is_absent_is_not_built_on_nor_claimed() {
+    let mut memory = Memory::new(PAGES as usize);
+    decoder(PAGES).decode(&batch(&[8, 0, 1, 4], &[]), &mut memory).unwrap();
+    let (absent, other) = (PageHash::ABSENT.0, page_hash(&KEY, &random_page(1)).0);
+    let delta = [&[6, 0, 2][..], &other, &absent, &[0]].concat();
+    let absent_delta = [&[7, 0, 2][..], &absent, &absent, &[0]].concat();
+    for (record, why) in [
+        (delta, Missing::Base),
+        (absent_delta, Missing::Base),
+        ([&[2, 0, 2][..], &absent].concat(), Missing::Same),
+        ([&[2, 0, 2][..], &other].concat(), Missing::Same),
+        // From page 1, to page 0 and to one that is not absent.
+        ([&[3, 0, 2][..], &absent, &[2]].concat(), Missing::Ref),
+        ([&[3, 0, 2][..], &PageHash::ZERO.0, &[2]].concat(), Missing::Ref),
+        ([&[3, 18, 2][..], &other, &[15]].concat(), Missing::Ref),
+    ] {
+        let outcome = decoder(PAGES).decode(&batch(&record, &[]), &mut memory).unwrap();
+        assert_eq!(outcome, BatchOutcome { missing: 1, ..BatchOutcome::default() }, "{record:?}");
+        let (_, found) = memory.missing.pop_first().unwrap();
+        assert_eq!(found, why, "{record:?}");
+        memory.check();
+    }
+    // No content is the one that hashes to that.
+    for (record, plain) in [
+        ([&[4, 0, 2][..], &absent].concat(), &random_page(1)[..]),
+        ([&[5, 0, 2][..], &absent, &[0]].concat(), &[]),
+    ] {
+        assert!(refusal(&record, plain).contains("to hash to ffffffff"));
+    }
 }
 
 #[test]
@@ -169,7 +216,7 @@ proptest! {
 
     #[test]
     fn random_records_do_no_harm(
-        records in prop::collection::vec(prop_oneof![0_u8..8, any::<u8>()], 0..200),
+        records in prop::collection::vec(prop_oneof![0_u8..9, any::<u8>()], 0..200),
         plain in prop::collection::vec(0_u8..4, 0..200),
     ) {
         let _ = decode(&batch(&records, &plain), Memory::new(PAGES as usize));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sterna_model::{PAGE_BYTES, PageId, ZERO_PAGE};
-use sterna_page_codec::{Decoder, Effort, Encoder, Hint, Known, Level, Sent};
+use sterna_page_codec::{Decoder, Effort, Encoder, Hint, Known, Level, Pushed, Sent};
 use support::{Memory, decoder, encoder_with, random_page, text_page};
 
 const PAGES: u32 = 48;
@@ -28,6 +28,8 @@ enum Step {
     Copy(u32, u32),
     /// A worker sends its dirty pages.
     Send(usize),
+    /// A worker announces its dirty pages, having read those with this remainder; their contents follow.
+    Announce(usize, u32),
     /// The oldest batch of a connection arrives.
     Arrive(usize),
     /// A connection breaks: what is under way is lost, or arrives much later (`true`).
@@ -43,6 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(page, at, byte)| Step::Poke(page, at, byte)),
         (page.clone(), 0..PAGES).prop_map(|(from, to)| Step::Copy(from, to)),
         connection.clone().prop_map(Step::Send),
+        (connection.clone(), 0_u32..3)
+            .prop_map(|(connection, read)| Step::Announce(connection, read)),
         connection.clone().prop_map(Step::Arrive),
         (connection, any::<bool>()).prop_map(|(connection, late)| Step::Break(connection, late)),
     ]
@@ -101,6 +105,7 @@ impl Move {
                 self.touch(to);
             }
             Step::Send(connection) => self.send(connection),
+            Step::Announce(connection, read) => self.announce(connection, read),
             Step::Arrive(connection) => self.arrive(connection),
             Step::Break(connection, late) => self.break_connection(connection, late),
         }
@@ -110,13 +115,33 @@ impl Move {
         self.dirty.entry(PageId(page)).or_insert(Hint::Hot);
     }
 
-    fn send(&mut self, connection: usize) {
+    fn claim(&mut self, connection: usize) -> Vec<(PageId, Hint)> {
         let mine = |page: &PageId| page.index() / 8 % CONNECTIONS == connection;
-        let claimed: Vec<_> = self.dirty.extract_if(.., |page, _| mine(page)).collect();
-        let encoder = &mut self.encoders[connection];
-        for (page, hint) in claimed {
-            encoder.push(page, &self.source.pages[page.index()], hint).unwrap();
+        self.dirty.extract_if(.., |page, _| mine(page)).collect()
+    }
+
+    fn send(&mut self, connection: usize) {
+        for (page, hint) in self.claim(connection) {
+            let content = &self.source.pages[page.index()];
+            self.encoders[connection].push(page, content, hint).unwrap();
         }
+        self.finish(connection);
+    }
+
+    fn announce(&mut self, connection: usize, read: u32) {
+        for (page, _) in self.claim(connection) {
+            let content = &self.source.pages[page.index()];
+            let content = (page.0 % 3 == read).then_some(content);
+            let pushed = self.encoders[connection].push_absent(page, content).unwrap();
+            if pushed == Pushed::Absent {
+                self.dirty.insert(page, Hint::Requested);
+            }
+        }
+        self.finish(connection);
+    }
+
+    fn finish(&mut self, connection: usize) {
+        let encoder = &mut self.encoders[connection];
         let batch = encoder.finish(self.effort);
         if !batch.bytes.is_empty() {
             let flight = Flight { bytes: batch.bytes.to_vec(), sent: batch.sent.to_vec() };
@@ -175,6 +200,7 @@ fn run(steps: &[Step], contents: usize, digests: usize, effort: Effort) {
     steps.iter().for_each(|step| r#move.step(step));
     r#move.complete();
     r#move.destination.check();
+    assert!(r#move.destination.absent.is_empty(), "{:?}", r#move.destination.absent);
     for (page, (one, other)) in
         r#move.source.pages.iter().zip(&r#move.destination.pages).enumerate()
     {

@@ -18,6 +18,8 @@ pub const MAX_CAPABILITY_BYTES: usize = 32;
 
 /// Data connections of one job; in post-copy one more, for urgent pages.
 pub const MAX_CONNECTIONS: usize = 64;
+/// Counts in a list of one for each data connection, that for urgent pages included.
+pub const MAX_FRAME_COUNTS: usize = MAX_CONNECTIONS + 1;
 /// Bytes in a VM's description. Escaped in JSON it can become six times as long.
 pub const MAX_DESCRIPTION_BYTES: usize = 128 * 1024;
 /// Bytes in QEMU's configuration section.

@@ -38,7 +38,8 @@ use crate::hello::Capabilities;
 use crate::json;
 use crate::limits::{
     MAX_COMMAND_BYTES, MAX_COMMANDS, MAX_CONFIGURATION_BYTES, MAX_CONNECTIONS,
-    MAX_DESCRIPTION_BYTES, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS, MAX_VERSION_BYTES,
+    MAX_DESCRIPTION_BYTES, MAX_FRAME_COUNTS, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS,
+    MAX_VERSION_BYTES,
 };
 use crate::post_copy::{Complete, Lacking, POST_COPY, Rejoin, Rejoined, Vanished, Wanted};
 use crate::refusals;
@@ -427,10 +428,10 @@ impl Message {
             Self::Final(last) => {
                 at_most("commands", MAX_COMMANDS as u64, last.commands.len() as u64)?;
                 let frames = last.frames_per_connection.len() as u64;
-                at_most("frames_per_connection", MAX_CONNECTIONS as u64, frames)
+                at_most("frames_per_connection", MAX_FRAME_COUNTS as u64, frames)
             }
             Self::Applied(Applied { frames_per_connection: frames }) => {
-                at_most("frames_per_connection", MAX_CONNECTIONS as u64, frames.len() as u64)
+                at_most("frames_per_connection", MAX_FRAME_COUNTS as u64, frames.len() as u64)
             }
             Self::Prepared(prepared) => {
                 let blocks = prepared.shared_blocks.len() as u64;

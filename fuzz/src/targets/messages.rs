@@ -3,8 +3,9 @@
 use arbitrary::{Arbitrary, Unstructured};
 use serde_json::{Value, json};
 use sterna_wire::limits::{
-    MAX_COMMANDS, MAX_CONNECTIONS, MAX_DESCRIPTION_BYTES, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES,
-    MAX_REFUSALS, MAX_TEXT_BYTES, MAX_VERSION_BYTES,
+    MAX_COMMANDS, MAX_CONNECTIONS, MAX_DESCRIPTION_BYTES, MAX_FRAME_COUNTS, MAX_LACKING_RUNS,
+    MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS, MAX_TEXT_BYTES, MAX_VERSION_BYTES,
+    MAX_WANTED_PAGES,
 };
 use sterna_wire::{Message, Sender};
 
@@ -27,7 +28,7 @@ pub(super) const TARGET: Target = Target {
 const TOKENS: &[&[u8]] = &[
     b"type", b"prepare", b"stream-head", b"final", b"commit", b"answer", b"missing", b"refused", b"applied",
     b"state", b"unknown", b"offered", b"running", b"18446744073709551616", b"-0", b"[[[[[[[[[", b"\\ud800",
-    b"00000000000000000000000000000000",
+    b"00000000000000000000000000000000", b"post_copy", b"lacks_pages", b"wanted", b"rejoin", b"lacking", b"runs",
 ];
 
 const ERROR_BYTES: usize = 8192;
@@ -61,9 +62,15 @@ enum Kind {
     Discarded,
     Answer,
     Pong,
+    Rejoin,
+    Wanted,
+    Complete,
+    Rejoined,
+    Lacking,
+    Vanished,
 }
 
-const STATES: [&str; 10] = [
+const STATES: [&str; 13] = [
     "copying",
     "stopping",
     "offered",
@@ -74,6 +81,9 @@ const STATES: [&str; 10] = [
     "running",
     "discarded",
     "unknown",
+    "serving",
+    "faulting",
+    "lost",
 ];
 
 fn make(noise: &mut Unstructured<'_>) -> arbitrary::Result<Made> {
@@ -81,7 +91,23 @@ fn make(noise: &mut Unstructured<'_>) -> arbitrary::Result<Made> {
 }
 
 impl Said {
+    /// The message, at times with the keys that may be left out.
     fn value(&self) -> Value {
+        let mut message = self.without_options();
+        let option = match self.kind {
+            Kind::Prepare | Kind::Prepared => Some(("post_copy", json!(true))),
+            Kind::Running => Some(("lacks_pages", json!(self.numbers.0))),
+            _ => None,
+        };
+        if self.which & 2 != 0
+            && let (Some(keys), Some((key, value))) = (message.as_object_mut(), option)
+        {
+            keys.insert(key.into(), value);
+        }
+        message
+    }
+
+    fn without_options(&self) -> Value {
         let (number, other, small, tiny) = self.numbers;
         let (job, uuid) =
             (format!("job-{number}"), format!("{other:08x}-0000-4111-8222-ffffffffffff"));
@@ -91,6 +117,9 @@ impl Said {
         let secret = format!("{number:064x}");
         let root = format!("{other:032x}");
         let page_list: Vec<_> = self.list.iter().take(100).collect();
+        let wanted: Vec<u32> = page_list.iter().map(|(page, _)| *page).collect();
+        let run = |(first, count): &(u32, u32)| (first >> 1, (count >> 1) + 1);
+        let runs: Vec<_> = self.list.iter().take(100).map(run).collect();
         let frames: Vec<u64> = self.list.iter().take(60).map(|(one, _)| u64::from(*one)).collect();
         let blocks = self.list.iter().take(5).enumerate();
         let blocks: Vec<_> = blocks
@@ -137,6 +166,18 @@ impl Said {
             }
             Kind::Discarded => json!({"type": "discarded", "job": job, "epoch": number}),
             Kind::Answer => json!({"type": "answer", "job": job, "state": state}),
+            Kind::Rejoin => json!({
+                "type": "rejoin", "job": job, "uuid": uuid, "epoch": number, "page_key": secret,
+                "connections": tiny % 64 + 1,
+            }),
+            Kind::Wanted => json!({"type": "wanted", "pages": wanted}),
+            Kind::Complete => json!({
+                "type": "complete", "requests": number, "fault_latency_p50_us": small, "fault_latency_p99_us": other,
+                "fault_latency_max_us": u64::MAX, "peak_anonymous_bytes": tiny,
+            }),
+            Kind::Rejoined => json!({"type": "rejoined", "token": secret}),
+            Kind::Lacking => json!({"type": "lacking", "runs": runs, "last": self.which & 1 == 0}),
+            Kind::Vanished => json!({"type": "vanished", "reason": text}),
         }
     }
 }
@@ -186,16 +227,30 @@ fn check_limits(message: &Message) {
         }
         Message::Final(last) => {
             assert!(last.commands.len() <= MAX_COMMANDS);
-            assert!(last.frames_per_connection.len() <= MAX_CONNECTIONS);
+            assert!(last.frames_per_connection.len() <= MAX_FRAME_COUNTS);
         }
         Message::Applied(applied) => {
-            assert!(applied.frames_per_connection.len() <= MAX_CONNECTIONS);
+            assert!(applied.frames_per_connection.len() <= MAX_FRAME_COUNTS);
         }
         Message::Prepared(prepared) => {
             assert!(prepared.qemu_version.len() <= MAX_VERSION_BYTES);
         }
         Message::Refused(refused) => assert!(refused.refusals.len() <= MAX_REFUSALS),
         Message::Missing(missing) => assert!(missing.pages.len() <= MAX_MISSING_PAGES),
+        Message::Rejoin(rejoin) => {
+            assert!((1..=MAX_CONNECTIONS).contains(&usize::from(rejoin.connections)));
+        }
+        Message::Wanted(wanted) => assert!(wanted.pages.len() <= MAX_WANTED_PAGES),
+        Message::Lacking(lacking) => {
+            assert!(lacking.runs.len() <= MAX_LACKING_RUNS);
+            for (first, count) in &lacking.runs {
+                assert!(
+                    *count > 0 && first.0.checked_add(count - 1).is_some(),
+                    "{first:?} {count}"
+                );
+            }
+        }
+        Message::Vanished(vanished) => check_text(vanished.reason.as_str()),
         Message::Abort(abort) => check_text(abort.reason.as_str()),
         Message::Failed(failed) => check_text(failed.error.as_str()),
         _ => {}
@@ -211,6 +266,8 @@ fn check_secrets(message: &Message) {
     let secret = match message {
         Message::Prepare(prepare) => prepare.page_key.0,
         Message::Prepared(prepared) => prepared.token.0,
+        Message::Rejoin(rejoin) => rejoin.page_key.0,
+        Message::Rejoined(rejoined) => rejoined.token.0,
         _ => return,
     };
     let printed = format!("{message:?}");

@@ -59,6 +59,7 @@ enum Kind {
     Sparse,
     /// On a base of this content, as XOR or as new bytes.
     Delta(u8, bool),
+    Absent(u8),
 }
 
 /// What the destination has: nothing, or pages of some contents.
@@ -89,13 +90,14 @@ impl Batch {
                 Kind::Sparse => (5, 1),
                 Kind::Delta(_, false) => (6, 1),
                 Kind::Delta(_, true) => (7, 1),
+                Kind::Absent(count) => (8, u32::from(count % 8 + 1).min(PAGES - page)),
             };
             pages += count;
             whole += u32::from(tag == 4);
             if pages > 128 || whole as usize > MAX_WHOLE {
                 break;
             }
-            let is_packed = record.is_packed && tag >= 4;
+            let is_packed = record.is_packed && (4..8).contains(&tag);
             let next = page == expected;
             records.push(tag | if is_packed { 0x40 } else { 0 } | if next { 0x80 } else { 0 });
             if !next {
@@ -127,11 +129,11 @@ impl Record {
             _ => self.content,
         });
         let hash = page_hash(&KEY, &ours);
-        if !matches!(self.kind, Kind::Zero(_)) {
+        if !matches!(self.kind, Kind::Zero(_) | Kind::Absent(_)) {
             out.extend_from_slice(&hash.0);
         }
         match self.kind {
-            Kind::Zero(_) => varint(out, count),
+            Kind::Zero(_) | Kind::Absent(_) => varint(out, count),
             Kind::Same => {}
             Kind::Ref(from) => jump(out, page, u32::from(from) % PAGES),
             Kind::Literal => bodies.extend_from_slice(&ours),
@@ -212,8 +214,10 @@ fn run(input: &[u8]) -> Outcome {
                     super::broken(&format!("a batch is refused when it comes twice: {error}"))
                 }
             }
-            let pages = [said.written, said.zeroed, said.confirmed, said.outdated, said.missing];
-            Outcome::accepted(format!("{:?}", pages.map(|count| count.min(2))))
+            let settled = [said.written, said.zeroed, said.confirmed, said.absent];
+            let others = [said.outdated, said.missing];
+            let few = |count: u32| count.min(2);
+            Outcome::accepted(format!("{:?} {:?}", settled.map(few), others.map(few)))
         }
         Err(DecodeError::Store { .. }) => super::broken(&"a store that never fails, failed"),
         Err(error) => {

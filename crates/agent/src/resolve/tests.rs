@@ -293,6 +293,7 @@ async fn what_is_not_there_is_wrong_usage() {
 fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
     let states = [
         AnswerState::Running,
+        AnswerState::Faulting,
         AnswerState::Entitled,
         AnswerState::Copying,
         AnswerState::Stopping,

@@ -30,7 +30,7 @@ fn is_refused(sender: Sender, message: &Message) -> MessageError {
 }
 
 fn any_message() -> impl Strategy<Value = (Sender, Message)> {
-    let frames = || proptest::collection::vec(any::<u64>(), 0..=MAX_CONNECTIONS);
+    let frames = || proptest::collection::vec(any::<u64>(), 0..=MAX_FRAME_COUNTS);
     let text = || ".{0,200}".prop_map(|text: String| Text::new(&text));
     let root = || any::<[u8; 16]>().prop_map(Root::from_bytes);
     let guest =
@@ -123,7 +123,8 @@ proptest! {
 fn one_of_each_survives_and_comes_from_one_side_only() {
     for (sender, message) in messages() {
         survives(sender, &message);
-        let both = matches!(message.name(), "inquire" | "ping" | "pong");
+        let lost = matches!(&message, Message::Answer(answer) if answer.state == AnswerState::Lost);
+        let both = lost || matches!(message.name(), "inquire" | "ping" | "pong");
         let other = match sender {
             Sender::Source => Sender::Destination,
             Sender::Destination => Sender::Source,
@@ -146,11 +147,12 @@ fn the_name_is_the_type_in_the_document() {
 }
 
 #[test]
-fn an_unknown_job_may_be_answered_by_either() {
-    let state = AnswerState::Unknown;
-    let message = Message::Answer(Answer { job: prepare().job, state });
-    survives(Sender::Source, &message);
-    survives(Sender::Destination, &message);
+fn an_unknown_job_or_a_lost_guest_may_be_answered_by_either() {
+    for state in [AnswerState::Unknown, AnswerState::Lost] {
+        let message = Message::Answer(Answer { job: prepare().job, state });
+        survives(Sender::Source, &message);
+        survives(Sender::Destination, &message);
+    }
 }
 
 #[test]
@@ -167,7 +169,7 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
     survives(Sender::Source, &Message::StreamHead(head));
     let last = Final {
         root: root(),
-        frames_per_connection: vec![u64::MAX; MAX_CONNECTIONS],
+        frames_per_connection: vec![u64::MAX; MAX_FRAME_COUNTS],
         tail_bytes: u64::MAX,
         guest: GuestState::Running,
         commands: vec![command; MAX_COMMANDS],
@@ -182,7 +184,7 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
     survives(Sender::Destination, &Message::Failed(Failed { error }));
     let pages = vec![(PageId(u32::MAX), u32::MAX); MAX_MISSING_PAGES];
     survives(Sender::Destination, &Message::Missing(Missing { pages }));
-    let frames_per_connection = vec![u64::MAX; MAX_CONNECTIONS];
+    let frames_per_connection = vec![u64::MAX; MAX_FRAME_COUNTS];
     survives(Sender::Destination, &Message::Applied(Applied { frames_per_connection }));
     let shared_blocks = (0..sterna_model::MAX_BLOCKS).map(name).collect();
     let qemu_version = "x".repeat(MAX_VERSION_BYTES);
@@ -267,13 +269,13 @@ fn one_above_a_limit_is_an_error_that_names_it() {
     let commands = vec![command; MAX_COMMANDS + 1];
     let sent = Final {
         root: root(),
-        frames_per_connection: vec![0; MAX_CONNECTIONS],
+        frames_per_connection: vec![0; MAX_FRAME_COUNTS],
         tail_bytes: 0,
         guest: GuestState::Running,
         commands: Vec::new(),
     };
     source(Message::Final(Final { commands, ..sent.clone() }), "commands");
-    let frames_per_connection = vec![0; MAX_CONNECTIONS + 1];
+    let frames_per_connection = vec![0; MAX_FRAME_COUNTS + 1];
     source(Message::Final(Final { frames_per_connection, ..sent }), "frames_per_connection");
 }
 
@@ -285,6 +287,8 @@ fn one_above_a_limit_is_refused_from_the_destination_too() {
     };
     let pages = vec![(PageId(1), 1); MAX_MISSING_PAGES + 1];
     range(Message::Missing(Missing { pages }), "pages");
+    let frames_per_connection = vec![0; MAX_FRAME_COUNTS + 1];
+    range(Message::Applied(Applied { frames_per_connection }), "frames_per_connection");
     let refusal = super::samples::refusal();
     range(Message::Refused(Refused { refusals: vec![refusal.clone(); 33] }), "refusals");
     let prepared = |blocks: usize, version: String| {

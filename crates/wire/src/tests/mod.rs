@@ -5,4 +5,5 @@ mod golden;
 mod hello;
 mod hostile;
 mod messages;
+mod post_copy;
 mod samples;

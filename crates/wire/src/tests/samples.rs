@@ -10,8 +10,8 @@ use crate::evidence::{Accelerator, PostCopy};
 use crate::hello::{Capabilities, Offer, Role, Welcome};
 use crate::message::*;
 use crate::{
-    AnswerState, Blob, CpuEvidence, DiskEvidence, Evidence, GuestState, Hello, PageKey, Reply,
-    Sender, Text, Token, Verify,
+    AnswerState, Blob, Complete, CpuEvidence, DiskEvidence, Evidence, GuestState, Hello, Lacking,
+    PageKey, Rejoin, Rejoined, Reply, Sender, Text, Token, Vanished, Verify, Wanted,
 };
 
 pub(super) fn offer(protocol_min: u16, protocol_max: u16, software: &str) -> Offer {
@@ -82,6 +82,26 @@ pub(super) fn evidence() -> Evidence {
     }
 }
 
+pub(super) fn prepared() -> Prepared {
+    Prepared {
+        token: Token([0x5a; 32]),
+        shared_blocks: vec![block("pc.ram")],
+        qemu_version: "7.2.0".into(),
+        start_ms: 80,
+        post_copy: false,
+    }
+}
+
+fn complete() -> Complete {
+    Complete {
+        requests: 1234,
+        fault_latency_p50_us: 900,
+        fault_latency_p99_us: 4500,
+        fault_latency_max_us: 60_000,
+        peak_anonymous_bytes: 33 << 20,
+    }
+}
+
 pub(super) fn stream_head() -> StreamHead {
     StreamHead {
         configuration: Blob::new(vec![0, 0, 0, 1, b'q']).unwrap(),
@@ -107,36 +127,49 @@ fn from_source() -> Vec<Message> {
         Message::Final(sent),
         Message::Commit(Commit { epoch: Epoch(5) }),
         Message::Abort(Abort { reason: Text::new("the user cancelled") }),
-        Message::Inquire(Inquire { job, uuid, epoch: Epoch(5) }),
+        Message::Inquire(Inquire { job: job.clone(), uuid, epoch: Epoch(5) }),
         Message::Ping(Echo { nonce: 1, sent_ns: 2 }),
         Message::Answer(Answer { job: prepare().job, state: AnswerState::Offered }),
+        Message::Prepare(Prepare { post_copy: true, ..prepare() }),
+        Message::Rejoin(Rejoin {
+            job: job.clone(),
+            uuid,
+            epoch: Epoch(5),
+            page_key: PageKey([0x22; 32]),
+            connections: 4,
+        }),
+        Message::Answer(Answer { job, state: AnswerState::Serving }),
     ]
 }
 
 fn from_destination() -> Vec<Message> {
     let job = prepare().job;
-    let prepared = Prepared {
-        token: Token([0x5a; 32]),
-        shared_blocks: vec![block("pc.ram")],
-        qemu_version: "7.2.0".into(),
-        start_ms: 80,
-        post_copy: false,
-    };
+    let running =
+        Running { commit_to_resume_ns: 1_500_000, peak_anonymous_bytes: 31 << 20, lacks_pages: 0 };
     vec![
-        Message::Prepared(prepared),
+        Message::Prepared(prepared()),
         Message::Refused(Refused::new(&[refusal()])),
         Message::Applied(Applied { frames_per_connection: vec![3, 4] }),
         Message::Missing(Missing { pages: vec![(PageId(9), 1), (PageId(u32::MAX), 0)] }),
         Message::Loaded(Loaded { root: root(), pages_hashed: 131_072, load_ms: 31 }),
         Message::Failed(Failed { error: Text::new("QEMU said: \"no\"\n") }),
-        Message::Running(Running {
-            commit_to_resume_ns: 1_500_000,
-            peak_anonymous_bytes: 31 << 20,
-            lacks_pages: 0,
-        }),
+        Message::Running(running),
         Message::Discarded(Discarded { job: job.clone(), epoch: Epoch(5) }),
-        Message::Answer(Answer { job, state: AnswerState::Entitled }),
+        Message::Answer(Answer { job: job.clone(), state: AnswerState::Entitled }),
         Message::Pong(Echo { nonce: 1, sent_ns: 2 }),
+        Message::Prepared(Prepared { post_copy: true, ..prepared() }),
+        Message::Running(Running { lacks_pages: 70_001, ..running }),
+        Message::Wanted(Wanted { pages: vec![PageId(0), PageId(70_000), PageId(u32::MAX)] }),
+        Message::Complete(complete()),
+        Message::Rejoined(Rejoined { token: Token([0x5b; 32]) }),
+        Message::Lacking(Lacking {
+            runs: vec![(PageId(9), 1), (PageId(512), u32::MAX - 511)],
+            last: false,
+        }),
+        Message::Lacking(Lacking { runs: Vec::new(), last: true }),
+        Message::Vanished(Vanished { reason: Text::new("QEMU exited with status 1") }),
+        Message::Answer(Answer { job: job.clone(), state: AnswerState::Faulting }),
+        Message::Answer(Answer { job, state: AnswerState::Lost }),
     ]
 }
 
