@@ -27,6 +27,21 @@ pub(crate) mod section {
     pub(crate) const FOOTER: u8 = 0x7e;
 }
 
+/// The numbers of the commands that are read or written.
+pub(crate) mod command {
+    pub(crate) const OPEN_RETURN_PATH: u16 = 1;
+    pub(crate) const PING: u16 = 2;
+    pub(crate) const POSTCOPY_ADVISE: u16 = 3;
+    pub(crate) const POSTCOPY_LISTEN: u16 = 4;
+    pub(crate) const POSTCOPY_RUN: u16 = 5;
+    pub(crate) const POSTCOPY_RAM_DISCARD: u16 = 6;
+    pub(crate) const PACKAGED: u16 = 7;
+    pub(crate) const ENABLE_COLO: u16 = 8;
+    pub(crate) const POSTCOPY_RESUME: u16 = 9;
+    pub(crate) const RECV_BITMAP: u16 = 10;
+    pub(crate) const SWITCHOVER_START: u16 = 11;
+}
+
 /// The low 12 bits of a RAM record's first word.
 pub(crate) mod flag {
     pub(crate) const MASK: u64 = 0xfff;
@@ -72,6 +87,8 @@ pub(crate) const MAX_MEMORY_BYTES: u64 = 1 << 44;
 pub(crate) const MAX_DESCRIPTION_BYTES: u32 = 16 << 20;
 /// Bytes after the last RAM section, at most; 100 KiB to some MiB are usual.
 pub const MAX_TAIL_BYTES: u64 = 256 << 20;
+/// Bytes of a package that QEMU loads, at most (its `MAX_VM_CMD_PACKAGED_SIZE`).
+pub const MAX_PACKAGE_BYTES: u64 = 1 << 24;
 /// Bytes of a package of device state, at least: two commands around one section with an empty name and no content
 /// (type, id, name length, instance, version, footer).
 pub(crate) const MIN_PACKAGE_BYTES: u64 = 5 + (1 + 4 + 1 + 4 + 4 + 5) + 5;

@@ -22,9 +22,20 @@
 //!                                                          else u8 length, block name follow)
 //! ```
 //!
+//! A destination whose guest is to run before its last pages are there gets, instead of what follows the block list:
+//!
+//! ```text
+//! 0x02 SECTION_PART    pages of blocks that Sterna does not write itself
+//! 0x08 COMMAND 6       which pages are absent
+//! 0x08 COMMAND 7       u32 length, a package: listen, all 0x04 SECTION_FULL, ping, run
+//! 0x02 SECTION_PART    the absent pages, those first that it asks for on the way back
+//! 0x03, 0x00           nothing is absent any more; the end of the file
+//! ```
+//!
 //! [`Parser`] turns bytes into [`Event`]s on the source side, without copying a page. [`Writer`] builds the stream that
-//! a destination's QEMU loads. [`Inspector`] tells what is in a captured stream, damaged ones included. A
-//! `dirty-bitmap` section is how the source is held in its iterations: it is read and dropped, wherever it comes.
+//! a destination's QEMU loads, by pre-copy or by post-copy; [`ReturnPath`] reads what that QEMU says on the way back.
+//! [`Inspector`] tells what is in a captured stream, damaged ones included. A `dirty-bitmap` section is how the source is
+//! held in its iterations: it is read and dropped, wherever it comes.
 //!
 //! Pure: bytes in, events out. Every byte may come from somebody hostile: lengths are checked before anything is
 //! kept, what is unknown is an error with its offset, what was expected and what was found.
@@ -39,12 +50,16 @@ mod error;
 mod format;
 mod inspect;
 mod parser;
+mod postcopy;
+mod return_path;
 mod writer;
 
 pub use command::Command;
 pub use configuration::Configuration;
 pub use error::{Fault, StreamError};
-pub use format::{MAX_TAIL_BYTES, MIN_BUFFER_BYTES, RAM_VERSION};
+pub use format::{MAX_PACKAGE_BYTES, MAX_TAIL_BYTES, MIN_BUFFER_BYTES, RAM_VERSION};
 pub use inspect::{BlockSummary, End, Inspector, Summary};
 pub use parser::{Event, Parser, RamPartKind, RamSection, StreamEnd};
+pub use postcopy::TailError;
+pub use return_path::{PlacedPages, ReturnFault, ReturnMessage, ReturnPath, ReturnPathError};
 pub use writer::{NoSuchPage, RamPart, Writer};

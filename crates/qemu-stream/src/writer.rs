@@ -1,7 +1,8 @@
 //! The writer: the stream that a destination's QEMU loads, when its guest memory is (partly) there already.
 //!
 //! Header, configuration, block list; pages of blocks that Sterna does not write itself, as they come; the end of
-//! guest memory; then the caller appends the source's tail as it is. Everything is appended to a buffer of the caller.
+//! guest memory; then the caller appends the source's tail as it is. What a post-copy has instead of that end is in
+//! `postcopy`. Everything is appended to a buffer of the caller.
 
 use alloc::vec::Vec;
 
@@ -15,8 +16,8 @@ use crate::parser::RamSection;
 /// Writes one stream. Order is kept by its types: begin, then parts and commands, then end.
 #[derive(Debug)]
 pub struct Writer {
-    layout: Layout,
-    section_id: u32,
+    pub(crate) layout: Layout,
+    pub(crate) section_id: u32,
 }
 
 impl Writer {
@@ -63,12 +64,12 @@ impl Writer {
         self.close_section(out);
     }
 
-    fn open_section(&self, out: &mut Vec<u8>, section_type: u8) {
+    pub(crate) fn open_section(&self, out: &mut Vec<u8>, section_type: u8) {
         out.push(section_type);
         out.extend_from_slice(&self.section_id.to_be_bytes());
     }
 
-    fn close_section(&self, out: &mut Vec<u8>) {
+    pub(crate) fn close_section(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&flag::END_OF_SECTION.to_be_bytes());
         out.push(section::FOOTER);
         out.extend_from_slice(&self.section_id.to_be_bytes());
@@ -157,7 +158,7 @@ fn put_block_list(out: &mut Vec<u8>, layout: &Layout) {
 }
 
 /// A length byte and a text, which is never longer than one can count: section names are ours, block names checked.
-fn put_counted(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn put_counted(out: &mut Vec<u8>, text: &str) {
     let bytes = &text.as_bytes()[..text.len().min(usize::from(u8::MAX))];
     out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(bytes);

@@ -194,7 +194,9 @@ impl Parser {
             (State::Package { .. }, _) => cut("the rest of the packaged device state"),
             (State::EmptyRam, _) => cut("the rest of a RAM section"),
             (State::End, _) => Ok(()),
-            (State::Tail, _) => self.tail.end().map_err(|found| Fault::Description { found }),
+            (State::Tail, _) => {
+                self.tail.end().map(drop).map_err(|found| Fault::Description { found })
+            }
         };
         let complete = StreamEnd {
             bytes: self.offset,

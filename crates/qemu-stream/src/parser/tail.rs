@@ -11,9 +11,19 @@ pub(crate) struct TailScan {
     bytes: u64,
     /// The last 16 bytes, the latest lowest.
     window: u128,
-    /// Where the description ends, if one has begun.
-    end: Option<u64>,
+    /// Where the description stands, if one has begun.
+    description: Option<Span>,
 }
+
+/// Where a description stands, in bytes from the tail's start.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u64,
+    end: u64,
+}
+
+/// What stands before a description: the end of file, the description's type byte and its length.
+const BEFORE_DESCRIPTION_BYTES: u64 = 1 + 1 + 4;
 
 /// What a byte of the tail is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +38,7 @@ pub(crate) enum Place {
 
 impl TailScan {
     pub(crate) const fn new() -> Self {
-        Self { bytes: 0, window: 0, end: None }
+        Self { bytes: 0, window: 0, description: None }
     }
 
     /// Bytes seen.
@@ -56,13 +66,13 @@ impl TailScan {
         if byte == b'{'
             && let Some(length) = self.description_length()
         {
-            self.end = Some(start + u64::from(length));
+            self.description = Some(Span { start, end: start + u64::from(length) });
             return Place::DescriptionStart;
         }
         if byte == 0 {
-            self.end = None;
+            self.description = None;
         }
-        if self.end.is_some() { Place::Description } else { Place::State }
+        if self.description.is_some() { Place::Description } else { Place::State }
     }
 
     /// The length that stands before the byte just seen, if it stands between a section's footer and a description.
@@ -76,14 +86,16 @@ impl TailScan {
         (is_start && (2..=MAX_DESCRIPTION_BYTES).contains(&length)).then_some(length)
     }
 
-    /// Whether what went by is a whole tail; if not, what is at its end.
-    pub(crate) fn end(&self) -> Result<(), &'static str> {
-        match self.end {
+    /// Whether what went by is a whole tail; if not, what is at its end. Gives the bytes of device state, which end
+    /// before the end of file.
+    pub(crate) fn end(&self) -> Result<u64, &'static str> {
+        match self.description {
             None => Err("no description"),
-            Some(end) if end > self.bytes => Err("a part of a description"),
-            Some(end) if end < self.bytes => Err("bytes after the description"),
+            Some(span) if span.end > self.bytes => Err("a part of a description"),
+            Some(span) if span.end < self.bytes => Err("bytes after the description"),
             Some(_) if self.window & 0xff != u128::from(b'}') => Err("a description without end"),
-            Some(_) => Ok(()),
+            // The end of file and what follows it were seen before the description.
+            Some(span) => Ok(span.start - BEFORE_DESCRIPTION_BYTES),
         }
     }
 }
@@ -102,7 +114,7 @@ mod tests {
         [state, &[0x7e, 0, 0, 0, 9, 0x00, 0x06], &length, json].concat()
     }
 
-    fn end_of(bytes: &[u8]) -> Result<(), &'static str> {
+    fn end_of(bytes: &[u8]) -> Result<u64, &'static str> {
         let mut scan = TailScan::new();
         scan.push(bytes);
         scan.end()
@@ -111,7 +123,7 @@ mod tests {
     #[test]
     fn only_a_whole_tail_is_whole() {
         let whole = tail(b"\x04state", b"{\"a\":[{}]}");
-        assert_eq!(end_of(&whole), Ok(()));
+        assert_eq!(end_of(&whole), Ok(11), "seven bytes and a footer");
         for length in 0..whole.len() {
             assert!(end_of(&whole[..length]).is_err(), "cut to {length}");
         }
@@ -122,8 +134,10 @@ mod tests {
     #[test]
     fn device_state_that_looks_like_a_description_does_not_hide_it() {
         let inner = tail(b"", b"{}");
-        assert_eq!(end_of(&tail(&inner, b"{\"b\":1}")), Ok(()));
-        assert_eq!(end_of(&tail(&inner[..inner.len() - 1], b"{}")), Ok(()));
+        let footer_bytes = 5;
+        let state_bytes = inner.len() as u64 + footer_bytes;
+        assert_eq!(end_of(&tail(&inner, b"{\"b\":1}")), Ok(state_bytes));
+        assert_eq!(end_of(&tail(&inner[..inner.len() - 1], b"{}")), Ok(state_bytes - 1));
     }
 
     /// Bytes among which those that mean something are frequent.
