@@ -63,7 +63,9 @@ impl Writer {
     }
 
     /// Appends which pages are absent: runs of guest page numbers, in any order; empty ones are left out. QEMU throws
-    /// these pages away and will ask for them. To be called before [`Writer::package`], if there are any.
+    /// these pages away and will ask for them. To be called before [`Writer::package`], with one page at least: no QEMU
+    /// from 7.2 to 10.0 loads a package that no discard came before ("CMD_POSTCOPY_RUN in wrong postcopy state"). Where
+    /// nothing is absent, an advised stream ends as any other: [`Writer::end`] and the tail.
     ///
     /// # Errors
     /// When the layout has no such page; nothing is appended then.
@@ -86,7 +88,7 @@ impl Writer {
 
     /// Appends the device state of `tail` (a source's, from the first section to the stream's end, as the parser hands
     /// it on), and the commands around it: QEMU listens for pages, loads it, answers `ping`, and starts the guest, unless
-    /// it was told to leave it paused. What comes next are the absent pages.
+    /// it was told to leave it paused (`-S`). What comes next are the absent pages.
     ///
     /// A tail without description (`suppress-vmdesc=on`) has nothing that shows whether it is whole: the caller must know.
     ///

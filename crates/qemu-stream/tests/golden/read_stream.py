@@ -116,9 +116,10 @@ def memory_sum(blocks, memory):
     return sum(zlib.crc32(content) * weigh(place) for place, content in memory.items()) % 2**64
 
 
-for path in sys.argv[1:]:
-    with open(path, "rb") as file:
-        found, memory = read(file.read())
-    parts, tail = found.pop("parts"), found.pop("tail")
-    print(path, found, f"parts={len(parts)} distinct={len(memory)}", hex(memory_sum(found["blocks"], memory)))
-    print(f"    tail_bytes={len(tail)} tail_crc={zlib.crc32(tail):#010x}")
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        with open(path, "rb") as file:
+            found, memory = read(file.read())
+        parts, tail = found.pop("parts"), found.pop("tail")
+        print(path, found, f"parts={len(parts)} distinct={len(memory)}", hex(memory_sum(found["blocks"], memory)))
+        print(f"    tail_bytes={len(tail)} tail_crc={zlib.crc32(tail):#010x}")
