@@ -31,10 +31,14 @@ pub enum SourceRecord {
     Stopping,
     /// The commit may have been sent: the guest may be theirs.
     Offered,
+    /// The guest is theirs and runs there; pages that it lacks are still here.
+    Serving,
     /// The guest is theirs.
     Gone,
     /// The guest is ours again.
     Returned,
+    /// It was theirs, and died while pages that it lacked were still here: it is nobody's.
+    Vanished,
 }
 
 /// The destination's states that survive a crash.
@@ -45,17 +49,21 @@ pub enum DestinationRecord {
     Prepared,
     /// The guest is ours; it may not have been resumed yet.
     Entitled,
-    /// The guest runs here.
+    /// The guest is ours and runs here; pages that it lacks are still at the source.
+    Faulting,
+    /// The guest runs here, and all of it is here.
     Running,
     /// The QEMU is dead, and no commit will be accepted.
     Discarded,
+    /// The guest was ours, and died while it lacked pages: it is nobody's.
+    Vanished,
 }
 
 impl SourceRecord {
     /// Whether the job is over.
     #[must_use]
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Gone | Self::Returned)
+        matches!(self, Self::Gone | Self::Returned | Self::Vanished)
     }
 }
 
@@ -63,6 +71,6 @@ impl DestinationRecord {
     /// Whether the job is over.
     #[must_use]
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Running | Self::Discarded)
+        matches!(self, Self::Running | Self::Discarded | Self::Vanished)
     }
 }

@@ -17,12 +17,23 @@
 //!  Offered   ---- Commit ----------------------->    |  Entitling   journal: entitled
 //!     |                                              |  Resuming
 //!     |      <--- Running ------------------------- -|  Running     journal: running
-//!  Gone           journal: gone, its QEMU ends
+//!  Leaving        journal: gone, its QEMU ends
+//!
+//!  Three-stage copy: Flushing sends only marks of the pages that the destination lacks, and Resuming leads to a guest
+//!  that runs without them.
+//!     |      <--- Running, lacks pages ------------ -|  Faulting    journal: faulting
+//!  Serving        journal: serving                   |     |
+//!     |      ---- pages, by push and on demand -->   |     |
+//!     |      <--- Complete ------------------------ -|  Running     journal: running
+//!  Leaving        journal: gone, its QEMU ends
+//!  A broken link is made anew by the source (Rejoin), a broken stream by the destination (RecoverStream), for ever.
+//!  Either QEMU's death loses the guest: Vanished, journal: vanished on both hosts, nothing is left over.
 //!
 //!  Before Offered, anything that goes wrong leads to Returning (the guest runs on at the source) and Returned.
 //!  A source QEMU that dies with everything sent does not end the move: what is dead never runs again, and the
 //!  destination's copy is then the only one. The move goes on to its commit, or the guest is lost.
-//!  From Offered on the source waits: Running ends in Gone, Discarded in Returned, nothing else ends it.
+//!  From Offered on the source waits: Running ends in Gone, or leads to Serving; Discarded ends in Returned, Vanished in
+//!  Vanished; nothing else ends it.
 //!  Before Entitling, the destination may discard: its QEMU is killed and reaped, journalled, answered.
 //! ```
 //!

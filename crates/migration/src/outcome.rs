@@ -20,7 +20,7 @@ pub enum OutcomeName {
     Cancelled,
     /// Where the guest runs is not known here.
     Unknown,
-    /// The only QEMU that held the guest died.
+    /// The only QEMU that held the guest died, or one of the two that had its pages in post-copy.
     Lost,
 }
 
@@ -51,7 +51,7 @@ pub enum Outcome {
     Cancelled,
     /// Where the guest is must be looked up.
     Unknown(String),
-    /// The guest died with its QEMU.
+    /// The guest died with its QEMU, or with the one that still had some of its pages.
     Lost(String),
 }
 

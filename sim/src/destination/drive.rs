@@ -158,6 +158,7 @@ impl Drive {
                 Effect::Journal(record) => self.journal(record).await,
                 Effect::Answer(answer) => self.answer(answer).await,
                 Effect::Resume(entitlement) => self.resume(entitlement).await,
+                Effect::RecoverStream => {}
                 Effect::KillQemu => self.kill().await,
                 Effect::WatchSource(limit) => {
                     self.watch_until = Some(self.hands.now().after(limit));

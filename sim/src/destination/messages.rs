@@ -80,12 +80,12 @@ impl Drive {
             Answer::Refused(_) => Message::Refused,
             Answer::Loaded(root) => Message::Loaded(root),
             Answer::Failed(why) => Message::Failed(why),
-            Answer::Running => Message::Running,
+            Answer::Running { .. } | Answer::Complete => Message::Running,
             Answer::Discarded => {
                 self.hands.with(|world| world.discard_is_said());
                 Message::Discarded
             }
-            Answer::Unknown(_) => {
+            Answer::Unknown(_) | Answer::Vanished(_) => {
                 self.hands.with(|world| world.doubt_is_said());
                 Message::Answer(State::Unknown)
             }

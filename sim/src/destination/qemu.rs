@@ -92,7 +92,7 @@ impl Drive {
             return self.fact(Fact::ResumeFailed(format!("{error:?}")));
         }
         self.hands.with(|world| world.guest_is_taken());
-        self.fact(Fact::Resumed);
+        self.fact(Fact::Resumed { lacks_pages: false });
     }
 
     /// The planted bug: nothing is durable yet.

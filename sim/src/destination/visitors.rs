@@ -21,7 +21,7 @@ pub(super) async fn answer(hands: &Hands, memory: &Memory, link: ConnectionId) {
         Some(Ended::Destination(end)) => Some(match end {
             End::Running => State::Running,
             End::Discarded(_) => State::Discarded,
-            End::Unknown(_) => State::Unknown,
+            End::Unknown(_) | End::Lost(_) => State::Unknown,
         }),
         _ => None,
     };
@@ -44,6 +44,7 @@ fn journaled(hands: &Hands) -> State {
         Reached::Destination(DestinationRecord::Entitled) => State::Entitled,
         Reached::Destination(DestinationRecord::Running) => State::Running,
         Reached::Destination(DestinationRecord::Discarded) => State::Discarded,
-        Reached::Source(_) => State::Unknown,
+        Reached::Destination(DestinationRecord::Faulting) => State::Entitled,
+        Reached::Destination(DestinationRecord::Vanished) | Reached::Source(_) => State::Unknown,
     }
 }

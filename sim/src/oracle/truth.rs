@@ -116,6 +116,7 @@ impl World {
             }
             Ended::Destination(End::Running) => !taken,
             Ended::Destination(End::Discarded(_)) => taken || there,
+            Ended::Destination(End::Lost(_)) => !taken || there,
             Ended::Forgotten => taken,
         };
         if lie {

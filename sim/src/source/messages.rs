@@ -67,7 +67,7 @@ impl Drive {
             Message::Failed(why) => {
                 self.fact(Fact::PeerFailed(format!("at the destination: {why}")))
             }
-            Message::Running => self.fact(Fact::PeerRunning),
+            Message::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
             Message::Discarded => self.fact(Fact::PeerDiscarded),
             Message::Answer(state) => self.answered(state),
             Message::Pong => {
@@ -90,7 +90,7 @@ impl Drive {
 
     fn answered(&mut self, state: State) {
         match state {
-            State::Running => self.fact(Fact::PeerRunning),
+            State::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
             State::Discarded => self.fact(Fact::PeerDiscarded),
             State::Unknown => {
                 self.fact(Fact::PeerUnknown("the destination does not know".into()));

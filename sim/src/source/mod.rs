@@ -199,11 +199,12 @@ impl Drive {
                 Effect::BeginRound => self.next_round(),
                 Effect::RestartStream => self.restart_stream().await,
                 Effect::StopGuest => self.stop_guest().await,
-                Effect::Flush => self.flush().await,
+                Effect::Flush(_) => self.flush().await,
                 Effect::Commit(offer) => self.commit(offer).await,
                 Effect::Abort(why) => self.send(Message::Abort(why)).await,
                 Effect::Inquire => self.inquire().await,
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
+                Effect::Serve | Effect::Rejoin => {}
                 Effect::DestroyGuest => self.destroy_guest().await,
                 Effect::SetTimer(Timer::Inquiry, _) if self.hands.errs(Plant::NeverAsksAgain) => {}
                 Effect::SetTimer(timer, after) => {

@@ -90,7 +90,9 @@ impl Story {
     pub(crate) const fn is_settled(&self) -> bool {
         match self.side {
             // The source's QEMU may still have to be ended; the report, or how it ended, is written after that.
-            Side::Source(SourceRecord::Gone) => self.report.is_some() || self.ended.is_some(),
+            Side::Source(SourceRecord::Gone | SourceRecord::Vanished) => {
+                self.report.is_some() || self.ended.is_some()
+            }
             // A guest that is lost by decision is in no final state of either side.
             side => side.is_final() || (self.resolved.is_some() && self.ended.is_some()),
         }
@@ -143,14 +145,24 @@ fn in_words(entry: &Entry) -> String {
         SourceRecord::Copying => "copying: the guest runs at the source",
         SourceRecord::Stopping => "stopping: the guest may have been stopped, and is the source's",
         SourceRecord::Offered => "offered: the commit may have been sent",
+        SourceRecord::Serving => {
+            "serving: the guest is the destination's, and lacks pages that are here"
+        }
         SourceRecord::Gone => "gone: the guest is the destination's",
         SourceRecord::Returned => "returned: the guest is the source's again",
+        SourceRecord::Vanished => "vanished: the guest died while its pages were on both hosts",
     };
     let destination = |record: &DestinationRecord| match record {
         DestinationRecord::Prepared => "prepared: a QEMU waits for the guest",
         DestinationRecord::Entitled => "entitled: the guest is the destination's",
+        DestinationRecord::Faulting => {
+            "faulting: the guest runs at the destination, and lacks pages"
+        }
         DestinationRecord::Running => "running: the guest runs at the destination",
         DestinationRecord::Discarded => "discarded: the destination's QEMU is dead",
+        DestinationRecord::Vanished => {
+            "vanished: the guest died while its pages were on both hosts"
+        }
     };
     match entry {
         Entry::SourceOf(subject, _) => format!("begun: {} to {}", subject.vm, subject.peer),

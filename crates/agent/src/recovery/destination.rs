@@ -46,24 +46,27 @@ pub(super) async fn settle(
     let machine = match (record, &vm) {
         // Nothing was committed: what is here is discarded.
         (DestinationRecord::Prepared, _) => Destination::resume_prepared(&mut effects),
-        (DestinationRecord::Entitled, Some(vm)) if !is_silent(vm) => {
+        (DestinationRecord::Entitled | DestinationRecord::Faulting, Some(vm)) if !is_silent(vm) => {
             Destination::resume_entitled(&mut effects)
         }
-        (DestinationRecord::Entitled, Some(_)) => {
+        (DestinationRecord::Entitled | DestinationRecord::Faulting, Some(_)) => {
             return Settled::NotYet(
                 "the guest is this host's, and its QEMU does not answer".to_owned(),
             );
         }
-        (DestinationRecord::Entitled, None) => {
+        (DestinationRecord::Entitled | DestinationRecord::Faulting, None) => {
             let why = "the guest is this host's, and the registry does not know it any more";
             tracing::error!(job = %job.id(), vm = %job.vm(), %why, "whose the guest is is not known");
             job.end("unknown", Some(why.to_owned()), None);
             return Settled::Yes;
         }
-        (DestinationRecord::Running | DestinationRecord::Discarded, _) => return Settled::Yes,
+        (
+            DestinationRecord::Running | DestinationRecord::Discarded | DestinationRecord::Vanished,
+            _,
+        ) => return Settled::Yes,
     };
     // What was arriving here is this job's; another VM of the name is none of its business.
-    let vm = vm.filter(|vm| record == DestinationRecord::Entitled || is_arriving(vm, story));
+    let vm = vm.filter(|vm| record != DestinationRecord::Prepared || is_arriving(vm, story));
     Left { agent, job, journal, story, vm }.run(machine, effects).await
 }
 
@@ -84,7 +87,7 @@ impl Left<'_> {
                     Err(error) => Fact::JournalFailed(error.to_string()),
                 },
                 Effect::Resume(entitlement) => match self.resume(&entitlement).await {
-                    Ok(()) => Fact::Resumed,
+                    Ok(()) => Fact::Resumed { lacks_pages: false },
                     Err(why) if self.is_alive() => {
                         return Settled::NotYet(format!("the guest cannot be resumed: {why}"));
                     }
@@ -95,7 +98,10 @@ impl Left<'_> {
                     continue;
                 }
                 // Whoever asks later is answered by the journal.
-                Effect::Answer(_) | Effect::WatchSource(_) | Effect::StartQemu => continue,
+                Effect::Answer(_)
+                | Effect::WatchSource(_)
+                | Effect::StartQemu
+                | Effect::RecoverStream => continue,
             };
             let mut more = Vec::new();
             machine = machine.handle(fact, &mut more);
@@ -142,6 +148,7 @@ impl Left<'_> {
             End::Running => return self.job.end("running", None, None),
             End::Discarded(why) => ("discarded", why),
             End::Unknown(why) => ("unknown", why),
+            End::Lost(why) => ("lost", why),
         };
         tracing::info!(job = %self.job.id(), vm = %self.job.vm(), state, "{why}");
         append(&mut self.journal, &Entry::Ended(why.clone()));
@@ -193,14 +200,18 @@ pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire)
         // It came to an end that is no owner's.
         side if !side.is_final() && story.ended.is_some() => AnswerState::Unknown,
         Side::Destination(DestinationRecord::Prepared) => AnswerState::Prepared,
-        Side::Destination(DestinationRecord::Entitled) => AnswerState::Entitled,
+        // Neither is an answer to act on: the source goes on asking, and keeps its pages.
+        Side::Destination(DestinationRecord::Entitled | DestinationRecord::Faulting) => {
+            AnswerState::Entitled
+        }
+        Side::Destination(DestinationRecord::Vanished) => AnswerState::Unknown,
         Side::Destination(DestinationRecord::Running) => AnswerState::Running,
         Side::Destination(DestinationRecord::Discarded) => AnswerState::Discarded,
         // For a destination whose own journal does not tell: what `sterna resolve` shows there.
         Side::Source(SourceRecord::Copying) => AnswerState::Copying,
         Side::Source(SourceRecord::Stopping) => AnswerState::Stopping,
-        Side::Source(SourceRecord::Offered) => AnswerState::Offered,
-        Side::Source(SourceRecord::Gone) => AnswerState::Gone,
+        Side::Source(SourceRecord::Offered | SourceRecord::Serving) => AnswerState::Offered,
+        Side::Source(SourceRecord::Gone | SourceRecord::Vanished) => AnswerState::Gone,
         Side::Source(SourceRecord::Returned) => AnswerState::Returned,
     }
 }

@@ -25,7 +25,7 @@ pub(super) async fn settle(
     vm: Option<Arc<Vm>>,
 ) -> Settled {
     match (record, vm) {
-        (SourceRecord::Gone, vm) => {
+        (SourceRecord::Gone | SourceRecord::Vanished, vm) => {
             if let Some(vm) = vm {
                 finish_leaving(agent, &mut journal, story, &vm).await;
             }
@@ -39,7 +39,8 @@ pub(super) async fn settle(
         (_, Some(vm)) if is_silent(&vm) => {
             return Settled::NotYet("the guest's QEMU does not answer".to_owned());
         }
-        (SourceRecord::Offered, Some(vm)) => {
+        // Asked, the destination tells whether its guest lacks pages.
+        (SourceRecord::Offered | SourceRecord::Serving, Some(vm)) => {
             offered(agent, Arc::clone(job), journal, story, &vm);
         }
         (SourceRecord::Copying | SourceRecord::Stopping, Some(vm)) => {
@@ -52,7 +53,11 @@ pub(super) async fn settle(
 /// How a job that is over is listed.
 pub(super) fn remember(job: &Job, record: SourceRecord, story: &Story) {
     let error = story.report.as_ref().and_then(|report| report.error.clone());
-    let otherwise = if record == SourceRecord::Gone { "done" } else { "failed" };
+    let otherwise = match record {
+        SourceRecord::Gone => "done",
+        SourceRecord::Vanished => "lost",
+        _ => "failed",
+    };
     let outcome = story.report.as_ref().map_or(otherwise, |report| word(report));
     job.end(outcome, error.or(story.ended.clone()), story.report.clone());
 }

@@ -193,6 +193,7 @@ fn rounds(report: &Report) -> Vec<String> {
         let decision = match round.decision {
             DecisionName::NextRound => "next round",
             DecisionName::Stop => "stop",
+            DecisionName::StopForPostCopy => "stop, rest by post-copy",
             DecisionName::GiveUp => "give up",
         };
         table.row([

@@ -3,10 +3,12 @@
 //! It resumes the guest only with an [`Entitlement`], which exists only once *entitled* is durable, after a commit,
 //! after everything was loaded and the roots agreed. It says *discarded* only after its QEMU is dead and reaped.
 
+mod faulting;
 mod states;
 #[cfg(test)]
 mod tests;
 
+pub use faulting::{Faulting, Vanishing};
 pub use states::{Discarding, Entitling, Loaded, Loading, Receiving, Resuming, Running, Starting};
 
 use alloc::string::String;
@@ -30,7 +32,8 @@ pub enum Fact {
     JournalFailed(String),
     /// The source has sent everything; this is the root of what it sent.
     FinalReceived(Root),
-    /// All pages are written and QEMU has loaded the devices; this is the root of what we have.
+    /// All pages are written, but for those that are marked absent, and QEMU has loaded the devices; this is the root of what
+    /// we have.
     MemoryLoaded(Root),
     /// Something here failed: decoding, writing, loading.
     Failed(String),
@@ -38,16 +41,23 @@ pub enum Fact {
     QemuDied(String),
     /// The source commits.
     Commit,
-    /// The source gives up.
+    /// The source gives up; once the guest runs here and lacks pages: the source's QEMU died, and they with it.
     Abort(String),
     /// The connection to the source is gone.
     PeerLost(String),
     /// The source asks who owns the guest.
     Asked,
     /// The guest runs here.
-    Resumed,
+    Resumed {
+        /// Pages that it lacks are still at the source.
+        lacks_pages: bool,
+    },
     /// The guest could not be resumed.
     ResumeFailed(String),
+    /// QEMU has placed every page that was absent.
+    MemoryComplete,
+    /// The stream that QEMU is fed absent pages by broke; QEMU itself lives.
+    StreamBroken(String),
     /// Our QEMU is dead and reaped.
     Killed,
 }
@@ -64,7 +74,14 @@ pub enum Answer {
     /// It failed here; *discarded* follows.
     Failed(String),
     /// The guest runs here.
-    Running,
+    Running {
+        /// Pages that it lacks are still at the source.
+        lacks_pages: bool,
+    },
+    /// The guest, which ran here already, lacks nothing any more.
+    Complete,
+    /// The guest died here while it lacked pages.
+    Vanished(String),
     /// Our QEMU is dead; no commit will be accepted.
     Discarded,
     /// We may have run the guest, and our QEMU is gone.
@@ -82,6 +99,8 @@ pub enum Effect {
     Answer(Answer),
     /// Resume the guest and announce it (or leave it paused, if it was); report [`Fact::Resumed`].
     Resume(Entitlement),
+    /// Let QEMU take absent pages by a stream again (its post-copy recovery), until that works or QEMU is gone.
+    RecoverStream,
     /// Kill our QEMU and reap it; report [`Fact::Killed`].
     KillQemu,
     /// With the source silent for so long, report [`Fact::PeerLost`]. Set again, it moves.
@@ -99,6 +118,8 @@ pub enum End {
     Discarded(String),
     /// It may have run here, and its QEMU is gone.
     Unknown(String),
+    /// It ran here and lacked pages, and is dead.
+    Lost(String),
 }
 
 /// The right to resume the guest at the destination: committed, and durably so.
@@ -122,6 +143,10 @@ pub enum Destination {
     Resuming(Resuming),
     /// The guest runs here.
     Running(Running),
+    /// The guest runs here and lacks pages.
+    Faulting(Faulting),
+    /// The guest, which lacked pages, is dead.
+    Vanishing(Vanishing),
     /// Our QEMU is being killed.
     Discarding(Discarding),
     /// The job is over.
@@ -141,7 +166,13 @@ impl Destination {
 
     /// Takes a job up again whose journal ends in *entitled* and whose QEMU is there.
     pub fn resume_entitled(effects: &mut Vec<Effect>) -> Self {
-        Entitling::durable(effects)
+        Entitling::after_restart(effects)
+    }
+
+    /// Takes a job up again whose journal ends in *faulting*. A QEMU that is not there any more is told as
+    /// [`Fact::QemuDied`].
+    pub fn resume_faulting(effects: &mut Vec<Effect>) -> Self {
+        Faulting::after_restart(effects)
     }
 
     /// Takes a fact in.
@@ -155,6 +186,8 @@ impl Destination {
             Self::Entitling(state) => state.handle(fact, effects),
             Self::Resuming(state) => state.handle(fact, effects),
             Self::Running(state) => state.handle(fact, effects),
+            Self::Faulting(state) => state.handle(fact, effects),
+            Self::Vanishing(state) => state.handle(fact, effects),
             Self::Discarding(state) => state.handle(fact, effects),
             Self::Ended(end) => states::ended(end, &fact, effects),
         }
@@ -180,6 +213,8 @@ impl Destination {
             Self::Entitling(_) => "entitling",
             Self::Resuming(_) => "resuming",
             Self::Running(_) => "running",
+            Self::Faulting(_) => "faulting",
+            Self::Vanishing(_) => "vanishing",
             Self::Discarding(_) => "discarding",
             Self::Ended(_) => "ended",
         }

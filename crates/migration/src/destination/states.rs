@@ -7,10 +7,11 @@ use core::time::Duration;
 
 use sterna_model::Root;
 
+use super::faulting::Faulting;
 use super::{Answer, Destination, Effect, End, Entitlement, Fact};
 use crate::journal::DestinationRecord;
 
-type Effects = Vec<Effect>;
+pub(super) type Effects = Vec<Effect>;
 
 /// Loaded, and the source says nothing: after this the guest is discarded, so that it can be resumed there.
 const LOADED_SILENCE: Duration = Duration::from_secs(10);
@@ -45,7 +46,10 @@ pub struct Entitling {
 
 /// The guest is being resumed.
 #[derive(Debug)]
-pub struct Resuming(());
+pub struct Resuming {
+    /// The agent was restarted since QEMU loaded: whatever fed it is gone.
+    restarted: bool,
+}
 
 /// The guest runs here; *running* is being made durable.
 #[derive(Debug)]
@@ -72,9 +76,11 @@ pub(super) fn discard(why: String, effects: &mut Effects) -> Destination {
 pub(super) fn ended(end: End, fact: &Fact, effects: &mut Effects) -> Destination {
     if matches!(fact, Fact::Asked | Fact::Commit) {
         effects.push(Effect::Answer(match &end {
-            End::Running => Answer::Running,
+            // A source that waits for *complete* takes this for it.
+            End::Running => Answer::Running { lacks_pages: false },
             End::Discarded(_) => Answer::Discarded,
             End::Unknown(why) => Answer::Unknown(why.clone()),
+            End::Lost(why) => Answer::Vanished(why.clone()),
         }));
     }
     Destination::Ended(end)
@@ -110,8 +116,10 @@ fn otherwise(state: Destination, fact: Fact, effects: &mut Effects) -> Destinati
         | Fact::StartRefused(_)
         | Fact::Journaled(_)
         | Fact::MemoryLoaded(_)
-        | Fact::Resumed
+        | Fact::Resumed { .. }
         | Fact::ResumeFailed(_)
+        | Fact::MemoryComplete
+        | Fact::StreamBroken(_)
         | Fact::Killed => return state,
     };
     discard(why, effects)
@@ -190,14 +198,18 @@ impl Loaded {
 }
 
 impl Entitling {
-    pub(super) fn durable(effects: &mut Effects) -> Destination {
+    pub(super) fn after_restart(effects: &mut Effects) -> Destination {
+        Self::durable(true, effects)
+    }
+
+    fn durable(restarted: bool, effects: &mut Effects) -> Destination {
         effects.push(Effect::Resume(Entitlement(())));
-        Destination::Resuming(Resuming(()))
+        Destination::Resuming(Resuming { restarted })
     }
 
     pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
-            Fact::Journaled(DestinationRecord::Entitled) => Self::durable(effects),
+            Fact::Journaled(DestinationRecord::Entitled) => Self::durable(false, effects),
             // Whether the record is on disk is not known: after a restart it may entitle us. So nothing may run here
             // or there until a person looks.
             Fact::JournalFailed(why) => {
@@ -212,8 +224,11 @@ impl Entitling {
 impl Resuming {
     pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
-            Fact::Resumed => {
-                effects.push(Effect::Answer(Answer::Running));
+            Fact::Resumed { lacks_pages } => {
+                effects.push(Effect::Answer(Answer::Running { lacks_pages }));
+                if lacks_pages {
+                    return Faulting::begin(self.restarted, effects);
+                }
                 effects.push(Effect::Journal(DestinationRecord::Running));
                 Destination::Running(Running(()))
             }
@@ -232,7 +247,7 @@ impl Running {
     #[expect(clippy::needless_pass_by_value, reason = "a state's handle consumes the fact")]
     pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
-            Fact::Asked => effects.push(Effect::Answer(Answer::Running)),
+            Fact::Asked => effects.push(Effect::Answer(Answer::Running { lacks_pages: false })),
             // The guest runs whether or not the last record could be written: *entitled* says enough after a restart.
             Fact::Journaled(DestinationRecord::Running) | Fact::JournalFailed(_) => {
                 effects.push(Effect::End(End::Running));

@@ -2,6 +2,8 @@
 
 extern crate std;
 
+mod post_copy;
+
 use std::string::ToString;
 use std::vec::Vec;
 
@@ -59,8 +61,8 @@ fn a_move_goes_through() {
     assert!(!story.resumed(), "not before entitled is durable");
     let story = story.then(Fact::Journaled(Entitled));
     assert!(story.resumed());
-    let story = story.then(Fact::Resumed).then(Fact::Journaled(Running));
-    assert!(story.answered(&Answer::Running));
+    let story = story.then(Fact::Resumed { lacks_pages: false }).then(Fact::Journaled(Running));
+    assert!(story.answered(&Answer::Running { lacks_pages: false }));
     assert_eq!(story.machine.end(), Some(&End::Running));
 }
 
@@ -113,7 +115,10 @@ fn after_the_commit_nothing_discards() {
     let story = story.then(Fact::PeerLost("reset".to_string())).then(Fact::Asked);
     let story = story.then(Fact::Journaled(Entitled)).then(Fact::PeerLost("reset".to_string()));
     assert!(story.resumed());
-    let story = story.then(Fact::Resumed).then(Fact::Journaled(Running)).then(Fact::Asked);
+    let story = story
+        .then(Fact::Resumed { lacks_pages: false })
+        .then(Fact::Journaled(Running))
+        .then(Fact::Asked);
     assert_eq!(story.machine.end(), Some(&End::Running));
 }
 

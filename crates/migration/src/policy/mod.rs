@@ -1,15 +1,21 @@
 //! Policies: when to copy on, when to stop the guest, when to give up. Facts in, decisions out.
 //!
-//! A policy never sees a page, a socket or a clock. The source machine asks it at the end of each round.
+//! A policy never sees a page, a socket or a clock. The source machine asks it at the end of each round, and when the job's
+//! time-out passes meanwhile.
 
 mod precopy;
+mod three_stage;
 
 pub use precopy::Precopy;
+pub use three_stage::ThreeStage;
 
 use alloc::string::String;
 use core::time::Duration;
 use serde::{Deserialize, Serialize};
 use sterna_model::{ByteCount, Rate};
+
+/// Rests below this are sent with the guest stopped, whatever the limit: the hand-over's fixed part is longer.
+const NEGLIGIBLE: Duration = Duration::from_millis(1);
 
 /// What is known at the end of a round.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +49,8 @@ pub enum Decision {
     NextRound,
     /// Stop the guest and send the rest.
     Stop,
+    /// Stop the guest and send only which pages the destination lacks; they follow when the guest runs there (post-copy).
+    StopForPostCopy,
     /// The move cannot be completed as it was asked for.
     GiveUp(String),
 }
@@ -55,6 +63,8 @@ pub enum DecisionName {
     NextRound,
     /// See [`Decision::Stop`].
     Stop,
+    /// See [`Decision::StopForPostCopy`].
+    StopForPostCopy,
     /// See [`Decision::GiveUp`].
     GiveUp,
 }
@@ -66,6 +76,7 @@ impl Decision {
         match self {
             Self::NextRound => DecisionName::NextRound,
             Self::Stop => DecisionName::Stop,
+            Self::StopForPostCopy => DecisionName::StopForPostCopy,
             Self::GiveUp(_) => DecisionName::GiveUp,
         }
     }
@@ -78,4 +89,19 @@ pub trait Policy: Send + Sync {
 
     /// Decides at the end of a round.
     fn round_ended(&mut self, facts: &RoundFacts) -> Decision;
+
+    /// Decides when the job's time-out passes while rounds go on: it ends them, by post-copy where that was prepared, else
+    /// by giving up. A round may be under way.
+    fn timed_out(&mut self) -> Decision {
+        out_of_time()
+    }
+}
+
+fn out_of_time() -> Decision {
+    Decision::GiveUp(String::from("the time-out passed before the guest could be handed over"))
+}
+
+/// How long the guest would stand if it were stopped now and the rest sent.
+fn downtime(facts: &RoundFacts) -> Duration {
+    facts.link_rate.time_for(facts.rest_bytes).saturating_add(facts.round_trip * 2)
 }

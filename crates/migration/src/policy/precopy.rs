@@ -2,15 +2,16 @@
 //!
 //! QEMU stops as soon as the rest fits the limit. Rounds over a small rest are cheap, though, and each one that halves
 //! the rest halves the time that the guest stands still; so this policy goes on until the rest no longer shrinks.
+//!
+//! Where post-copy was prepared ([`Precopy::with_post_copy`]), rounds that do not converge or take too long end in it; else
+//! the policy gives up, and the guest stays where it is.
 
 use core::time::Duration;
 
 use alloc::format;
 
-use super::{Decision, Policy, RoundFacts};
+use super::{Decision, NEGLIGIBLE, Policy, RoundFacts, downtime, out_of_time};
 
-/// Rests below this are not worth another round: the hand-over's fixed part is longer.
-const NEGLIGIBLE: Duration = Duration::from_millis(1);
 /// A round shrinks the rest if it leaves less than this share of what the best round before left.
 const SHRINKS_PERCENT: u64 = 80;
 /// Rounds in a row that may fail to shrink the rest, while it does not fit the limit.
@@ -26,13 +27,27 @@ pub struct Precopy {
     max_downtime: Duration,
     best_rest: Option<Duration>,
     fruitless_rounds: u32,
+    post_copy_possible: bool,
+    timed_out: bool,
 }
 
 impl Precopy {
     /// Pre-copy that stops the guest for at most `max_downtime`, as far as can be foreseen.
     #[must_use]
     pub const fn new(max_downtime: Duration) -> Self {
-        Self { max_downtime, best_rest: None, fruitless_rounds: 0 }
+        Self::with_post_copy(max_downtime, false)
+    }
+
+    /// The same; where it would give up or runs out of time, it ends in post-copy if that is `possible`.
+    #[must_use]
+    pub const fn with_post_copy(max_downtime: Duration, possible: bool) -> Self {
+        Self {
+            max_downtime,
+            best_rest: None,
+            fruitless_rounds: 0,
+            post_copy_possible: possible,
+            timed_out: false,
+        }
     }
 
     fn shrank(&mut self, rest: Duration, pages: u64) -> bool {
@@ -56,19 +71,29 @@ impl Policy for Precopy {
 
     fn round_ended(&mut self, facts: &RoundFacts) -> Decision {
         let rest = facts.link_rate.time_for(facts.rest_bytes);
-        let downtime = rest.saturating_add(facts.round_trip * 2);
+        let downtime = downtime(facts);
         let shrank = self.shrank(rest, facts.pages);
         let fits = downtime <= self.max_downtime;
         // A rest this small costs nothing: whatever the downtime will be, another round does not make it shorter.
-        if rest <= NEGLIGIBLE || (fits && !shrank) {
+        if rest <= NEGLIGIBLE || (fits && (!shrank || self.timed_out)) {
             return Decision::Stop;
         }
         let bytes_limit = facts.memory.0.saturating_mul(MEMORY_MULTIPLES);
         let exhausted = facts.number >= MAX_ROUNDS || facts.total_wire_bytes.0 >= bytes_limit;
-        if exhausted || self.fruitless_rounds >= PATIENCE_ROUNDS {
-            return Decision::GiveUp(does_not_converge(facts, downtime, self.max_downtime));
+        let hopeless = exhausted || self.fruitless_rounds >= PATIENCE_ROUNDS;
+        // A completion of QEMU's own may bring rounds back whose time is over.
+        if !hopeless && !self.timed_out {
+            return Decision::NextRound;
         }
-        Decision::NextRound
+        if self.post_copy_possible {
+            return Decision::StopForPostCopy;
+        }
+        Decision::GiveUp(does_not_converge(facts, downtime, self.max_downtime))
+    }
+
+    fn timed_out(&mut self) -> Decision {
+        self.timed_out = true;
+        if self.post_copy_possible { Decision::StopForPostCopy } else { out_of_time() }
     }
 }
 
@@ -148,6 +173,28 @@ mod tests {
         }
         let last = RoundFacts { pages: 0, ..facts(MAX_ROUNDS, 50_000) };
         assert!(matches!(policy.round_ended(&last), Decision::GiveUp(_)), "they are bounded");
+    }
+
+    #[test]
+    fn what_does_not_converge_ends_in_post_copy_where_that_is_possible() {
+        let mut policy = Precopy::with_post_copy(Duration::from_millis(300), true);
+        let decisions: alloc::vec::Vec<Decision> =
+            (1..=PATIENCE_ROUNDS + 1).map(|n| policy.round_ended(&facts(n, 100_000))).collect();
+        let (last, before) = decisions.split_last().unwrap();
+        assert!(before.iter().all(|decision| *decision == Decision::NextRound));
+        assert_eq!(*last, Decision::StopForPostCopy);
+        let mut converging = Precopy::with_post_copy(Duration::from_millis(300), true);
+        assert_eq!(converging.round_ended(&facts(1, 0)), Decision::Stop);
+    }
+
+    #[test]
+    fn a_time_out_ends_the_rounds_for_good() {
+        let mut without = Precopy::new(Duration::from_millis(300));
+        assert!(matches!(without.timed_out(), Decision::GiveUp(why) if why.contains("time-out")));
+        let mut with = Precopy::with_post_copy(Duration::from_millis(300), true);
+        assert_eq!(with.timed_out(), Decision::StopForPostCopy);
+        assert_eq!(with.round_ended(&facts(3, 100_000)), Decision::StopForPostCopy);
+        assert_eq!(with.round_ended(&facts(4, 400)), Decision::Stop, "what fits is sent");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub enum Fact {
     PeerRefused(Vec<Refusal>),
     /// The destination reports a failure of its own, or broke the protocol.
     PeerFailed(String),
-    /// The connection to the destination is gone.
+    /// The connection to the destination is gone, or one of those for pages.
     PeerLost(String),
     /// All workers are through with the round.
     RoundEnded(RoundFacts),
@@ -35,12 +35,21 @@ pub enum Fact {
     QemuFailed(String),
     /// QEMU is gone, or was found gone after a restart.
     QemuDied(String),
-    /// The last pages, the tail and this root were handed to the connections.
+    /// The last pages (or the marks of absent ones), the tail and this root were handed to the connections.
     Flushed(Root),
     /// The destination has loaded everything; the root is of what it has.
     PeerLoaded(Root),
     /// The destination runs the guest.
-    PeerRunning,
+    PeerRunning {
+        /// Pages that it lacks are still to be sent from here.
+        lacks_pages: bool,
+    },
+    /// The guest runs at the destination and lacks nothing any more.
+    PeerComplete,
+    /// The destination's QEMU died while the guest ran there and lacked pages; why.
+    PeerVanished(String),
+    /// Connections to the destination were made anew, and it has told which pages it lacks.
+    Rejoined,
     /// The destination's QEMU is dead, and it will accept no commit.
     PeerDiscarded,
     /// The destination cannot tell whether it ever ran the guest.
@@ -64,8 +73,17 @@ pub enum Timer {
     Stop,
     /// The guest stands, and nothing was heard of the peer.
     Silence,
-    /// Time to ask the peer again.
+    /// Time to ask the peer again, or to rejoin it.
     Inquiry,
+}
+
+/// How what is left goes over once the guest is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// All of it before the guest is handed over.
+    PreCopy,
+    /// Pages that the destination lacks are only marked absent; they follow when the guest runs there.
+    PostCopy,
 }
 
 /// What to do. Performed in order.
@@ -84,18 +102,26 @@ pub enum Effect {
     RestartStream,
     /// Stop the guest, and only then let QEMU finish its stream.
     StopGuest,
-    /// Send all that is left, the tail and the root; report [`Fact::Flushed`].
-    Flush,
+    /// Send all that is left, the tail and the root; report [`Fact::Flushed`]. After a time-out a round may still be under
+    /// way: it comes to its end before.
+    Flush(Finish),
     /// Send the commit.
     Commit(DurableOffer),
-    /// Tell the destination to discard what it has, if it can be reached.
+    /// Tell the destination to discard what it has, if it can be reached. While pages are served: that our QEMU died, and
+    /// the guest with it; what can be known only there is reported as [`Fact::PeerVanished`] or [`Fact::PeerComplete`].
     Abort(String),
     /// Ask the destination who owns the guest, over a new connection if need be.
     Inquire,
+    /// Send the pages that the destination lacks, by push, and those that it asks for first. Performed again after
+    /// [`Fact::Rejoined`], over the new connections.
+    Serve,
+    /// Try once to make new connections to the destination, and learn which pages it lacks; report [`Fact::Rejoined`], or
+    /// what it answers instead.
+    Rejoin,
     /// Resume the guest here as it was before the job, end QEMU's migration, announce the guest; report
     /// [`Fact::GuestReturned`].
     ReturnGuest(MayReturn),
-    /// End our QEMU: the guest is the destination's.
+    /// End our QEMU: the guest is the destination's, or nobody's any more.
     DestroyGuest,
     /// Set a timer.
     SetTimer(Timer, Duration),

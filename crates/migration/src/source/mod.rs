@@ -5,12 +5,16 @@
 //! expect from the peer is the peer's misbehaviour and fails the job; a late local fact is ignored.
 
 mod effect;
+mod offered;
+mod serving;
 mod states;
 #[cfg(test)]
 mod tests;
 
-pub use effect::{DurableOffer, Effect, Fact, MayReturn, Timer};
-pub use states::{Copying, Flushing, Offered, Offering, Preparing, Returning, Stopping};
+pub use effect::{DurableOffer, Effect, Fact, Finish, MayReturn, Timer};
+pub use offered::{Offered, Offering};
+pub use serving::{Leaving, Serving};
+pub use states::{Copying, Flushing, Preparing, Returning, Stopping};
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -28,7 +32,7 @@ pub struct Limits {
     pub stopped_silence: Duration,
     /// The stopped guest must be drained, sent and loaded within this, or it is resumed.
     pub stop: Duration,
-    /// How long to wait before asking the peer again who owns the guest.
+    /// How long to wait before asking the peer again who owns the guest, or before rejoining it.
     pub inquiry_interval: Duration,
 }
 
@@ -58,6 +62,10 @@ pub enum Source {
     Offering(Offering),
     /// The commit is sent: only the destination's answer ends this.
     Offered(Offered),
+    /// The guest runs at the destination and lacks pages: they are sent.
+    Serving(Serving),
+    /// The guest is not ours any more: that is made durable, and our QEMU ends.
+    Leaving(Leaving),
     /// The guest is being resumed here.
     Returning(Returning),
     /// The job is over.
@@ -79,6 +87,11 @@ impl Source {
         Offered::after_restart(limits, effects)
     }
 
+    /// Takes a job up again whose journal ends in *serving*: the guest is theirs, and its pages are here.
+    pub fn resume_serving(limits: Limits, effects: &mut Vec<Effect>) -> Self {
+        Serving::after_restart(limits, effects)
+    }
+
     /// Takes a job up again whose journal ends before *offered*: the guest never left, and runs on here.
     pub fn resume_unoffered(effects: &mut Vec<Effect>) -> Self {
         Returning::after_restart(effects)
@@ -94,6 +107,8 @@ impl Source {
             Self::Flushing(state) => state.handle(fact, effects),
             Self::Offering(state) => state.handle(fact, effects),
             Self::Offered(state) => state.handle(fact, effects),
+            Self::Serving(state) => state.handle(fact, effects),
+            Self::Leaving(state) => state.handle(fact, effects),
             Self::Returning(state) => state.handle(fact, effects),
             Self::Ended(outcome) => Self::Ended(outcome),
         }
@@ -112,7 +127,11 @@ impl Source {
     #[must_use]
     pub const fn can_cancel(&self) -> bool {
         match self {
-            Self::Offering(_) | Self::Offered(_) | Self::Ended(_) => false,
+            Self::Offering(_)
+            | Self::Offered(_)
+            | Self::Serving(_)
+            | Self::Leaving(_)
+            | Self::Ended(_) => false,
             Self::Flushing(state) => !state.is_bereft(),
             Self::Preparing(_) | Self::Copying(_) | Self::Stopping(_) | Self::Returning(_) => true,
         }
@@ -128,6 +147,8 @@ impl Source {
             Self::Flushing(_) => "flushing",
             Self::Offering(_) => "offering",
             Self::Offered(_) => "offered",
+            Self::Serving(_) => "serving",
+            Self::Leaving(state) => state.phase(),
             Self::Returning(_) => "returning",
             Self::Ended(_) => "ended",
         }

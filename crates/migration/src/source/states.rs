@@ -1,4 +1,6 @@
-//! The source's states, in the order in which a move goes through them.
+//! The source's states before the offer, in the order in which a move goes through them, and the way back.
+//!
+//! What follows the offer is in `offered` and `serving`.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -8,12 +10,13 @@ use core::fmt;
 
 use sterna_model::Root;
 
-use super::{DurableOffer, Effect, Fact, Limits, MayReturn, Source, Timer};
+use super::offered::Offering;
+use super::{Effect, Fact, Finish, Limits, MayReturn, Source, Timer};
 use crate::journal::SourceRecord;
 use crate::outcome::Outcome;
-use crate::policy::{Decision, Policy, RoundFacts};
+use crate::policy::{Decision, Policy};
 
-type Effects = Vec<Effect>;
+pub(super) type Effects = Vec<Effect>;
 
 /// The destination gets ready; the guest is untouched.
 pub struct Preparing {
@@ -33,6 +36,7 @@ pub struct Copying {
 pub struct Stopping {
     policy: Box<dyn Policy>,
     limits: Limits,
+    finish: Finish,
     progress: StopProgress,
 }
 
@@ -55,36 +59,20 @@ pub struct Flushing {
     bereft: Bereft,
 }
 
-/// Both memories are the same; the offer is being made durable.
-#[derive(Debug)]
-pub struct Offering {
-    limits: Limits,
-    bereft: Bereft,
-    _roots_match: RootsMatch,
-}
-
-/// The commit is sent, or may have been.
-#[derive(Debug)]
-pub struct Offered {
-    limits: Limits,
-    bereft: Bereft,
-    closing: bool,
-}
-
 /// The guest is being resumed here.
 #[derive(Debug)]
 pub struct Returning {
-    outcome: Outcome,
-    returned: bool,
+    pub(super) outcome: Outcome,
+    pub(super) returned: bool,
 }
 
 /// Why our QEMU died, if it did, with all that the destination needs on its way already. There is nothing left to go back
 /// to then: the destination's copy is the only one.
-type Bereft = Option<String>;
+pub(super) type Bereft = Option<String>;
 
 /// Proof that the destination's memory is ours.
 #[derive(Debug)]
-struct RootsMatch(());
+pub(super) struct RootsMatch(());
 
 impl RootsMatch {
     fn compare(ours: Root, theirs: Root) -> Option<Self> {
@@ -93,7 +81,7 @@ impl RootsMatch {
 }
 
 /// Before the offer: resume the guest here, whatever state it is in, and tell the peer.
-fn give_back(outcome: Outcome, effects: &mut Effects) -> Source {
+pub(super) fn give_back(outcome: Outcome, effects: &mut Effects) -> Source {
     let why = match &outcome {
         Outcome::Failed(why) => why.clone(),
         _ => String::from("cancelled by the user"),
@@ -107,13 +95,13 @@ fn give_back(outcome: Outcome, effects: &mut Effects) -> Source {
     Source::Returning(Returning { outcome, returned: false })
 }
 
-fn end(outcome: Outcome, effects: &mut Effects) -> Source {
+pub(super) fn end(outcome: Outcome, effects: &mut Effects) -> Source {
     effects.push(Effect::End(outcome.clone()));
     Source::Ended(outcome)
 }
 
 /// Before the offer, without a QEMU to go back to: whatever the destination has is of no use without a commit.
-fn lose(why: String, effects: &mut Effects) -> Source {
+pub(super) fn lose(why: String, effects: &mut Effects) -> Source {
     effects.push(Effect::Abort(format!("the source's QEMU died: {why}")));
     end(Outcome::Lost(why), effects)
 }
@@ -138,7 +126,9 @@ fn otherwise(state: Source, fact: Fact, effects: &mut Effects) -> Source {
         Fact::PeerRefused(_)
         | Fact::PeerPrepared
         | Fact::PeerLoaded(_)
-        | Fact::PeerRunning
+        | Fact::PeerRunning { .. }
+        | Fact::PeerComplete
+        | Fact::PeerVanished(_)
         | Fact::PeerUnknown(_) => {
             format!("the destination answered out of turn while {}", state.phase())
         }
@@ -150,6 +140,7 @@ fn otherwise(state: Source, fact: Fact, effects: &mut Effects) -> Source {
         | Fact::Flushed(_)
         | Fact::GuestReturned
         | Fact::ReturnFailed(_)
+        | Fact::Rejoined
         | Fact::TimerFired(Timer::Inquiry) => return state,
     };
     give_back(Outcome::Failed(failed), effects)
@@ -185,9 +176,20 @@ impl Preparing {
 }
 
 impl Copying {
-    pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Source {
+    pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
         match fact {
-            Fact::RoundEnded(facts) => self.round_ended(&facts, effects),
+            Fact::RoundEnded(facts) => match self.policy.round_ended(&facts) {
+                Decision::NextRound => {
+                    effects.push(Effect::BeginRound);
+                    Source::Copying(self)
+                }
+                decision => self.rounds_are_over(decision, effects),
+            },
+            Fact::TimerFired(Timer::Job) => match self.policy.timed_out() {
+                // The round that is under way goes on.
+                Decision::NextRound => Source::Copying(self),
+                decision => self.rounds_are_over(decision, effects),
+            },
             Fact::StreamCompleted => {
                 effects.push(Effect::RestartStream);
                 Source::Copying(self)
@@ -196,19 +198,16 @@ impl Copying {
         }
     }
 
-    fn round_ended(mut self, facts: &RoundFacts, effects: &mut Effects) -> Source {
-        match self.policy.round_ended(facts) {
-            Decision::NextRound => {
-                effects.push(Effect::BeginRound);
-                Source::Copying(self)
-            }
-            Decision::Stop => {
-                effects.push(Effect::Journal(SourceRecord::Stopping));
-                let progress = StopProgress::Journaling;
-                Source::Stopping(Stopping { policy: self.policy, limits: self.limits, progress })
-            }
-            Decision::GiveUp(why) => give_back(Outcome::Failed(why), effects),
-        }
+    fn rounds_are_over(self, decision: Decision, effects: &mut Effects) -> Source {
+        let finish = match decision {
+            Decision::NextRound => return Source::Copying(self),
+            Decision::Stop => Finish::PreCopy,
+            Decision::StopForPostCopy => Finish::PostCopy,
+            Decision::GiveUp(why) => return give_back(Outcome::Failed(why), effects),
+        };
+        effects.push(Effect::Journal(SourceRecord::Stopping));
+        let Self { policy, limits } = self;
+        Source::Stopping(Stopping { policy, limits, finish, progress: StopProgress::Journaling })
     }
 }
 
@@ -229,7 +228,7 @@ impl Stopping {
                 Source::Stopping(self)
             }
             (StopProgress::Stopped, Fact::StreamCompleted) => {
-                effects.push(Effect::Flush);
+                effects.push(Effect::Flush(self.finish));
                 let (limits, bereft) = (self.limits, None);
                 Source::Flushing(Flushing { limits, ours: None, theirs: None, bereft })
             }
@@ -240,6 +239,15 @@ impl Stopping {
                 effects.push(Effect::RestartStream);
                 Source::Copying(Copying { policy: self.policy, limits: self.limits })
             }
+            // The rounds are over already; if they can end in post-copy, the time-out only hurries them.
+            (_, Fact::TimerFired(Timer::Job)) => match self.policy.timed_out() {
+                Decision::GiveUp(why) => give_back(Outcome::Failed(why), effects),
+                Decision::StopForPostCopy => {
+                    self.finish = Finish::PostCopy;
+                    Source::Stopping(self)
+                }
+                Decision::Stop | Decision::NextRound => Source::Stopping(self),
+            },
             (_, other) => otherwise(Source::Stopping(self), other, effects),
         }
     }
@@ -257,6 +265,8 @@ impl Flushing {
             Fact::PeerLoaded(root) => self.theirs = Some(root),
             // Everything was handed over, so the destination's copy will be whole; to go on cannot make two running
             // copies, since what is dead never runs again. Nothing hurries any more: there is no guest to resume.
+            // Before a post-copy the copy may lack pages, which are gone then: that is the destination's to know, and its
+            // answer to the commit tells.
             Fact::QemuDied(why) if self.ours.is_some() => {
                 effects.push(Effect::ClearTimer(Timer::Stop));
                 effects.push(Effect::ClearTimer(Timer::Silence));
@@ -279,8 +289,7 @@ impl Flushing {
         effects.push(Effect::ClearTimer(Timer::Stop));
         effects.push(Effect::ClearTimer(Timer::Silence));
         effects.push(Effect::Journal(SourceRecord::Offered));
-        let Self { limits, bereft, .. } = self;
-        Source::Offering(Offering { limits, bereft, _roots_match: roots_match })
+        Source::Offering(Offering::new(self.limits, self.bereft, roots_match))
     }
 
     /// As before the offer everywhere, but that without a QEMU nothing leads back: neither a cancel nor a deadline may
@@ -294,93 +303,13 @@ impl Flushing {
             Fact::PeerDiscarded => String::from("the destination discarded the guest"),
             Fact::PeerRefused(_)
             | Fact::PeerPrepared
-            | Fact::PeerRunning
+            | Fact::PeerRunning { .. }
+            | Fact::PeerComplete
+            | Fact::PeerVanished(_)
             | Fact::PeerUnknown(_) => String::from("the destination answered out of turn"),
             _ => return Source::Flushing(self),
         };
         lose(format!("{died}; {why}"), effects)
-    }
-}
-
-impl Offering {
-    pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
-        match fact {
-            Fact::Journaled(SourceRecord::Offered) => {
-                effects.push(Effect::Commit(DurableOffer(())));
-                effects.push(Effect::SetTimer(Timer::Inquiry, self.limits.inquiry_interval));
-                let Self { limits, bereft, .. } = self;
-                Source::Offered(Offered { limits, bereft, closing: false })
-            }
-            // No commit was sent, nor will one be: the destination can only discard, and the guest goes on here at once.
-            // The record may be on disk all the same: a restart would ask, which is safe.
-            Fact::JournalFailed(why) => match self.bereft {
-                Some(died) => lose(format!("{died}; {why}"), effects),
-                None => give_back(Outcome::Failed(why), effects),
-            },
-            // A cancel is refused from here on; whatever else happens is for the next state to hear of.
-            Fact::PeerLost(_) | Fact::PeerFailed(_) | Fact::PeerDiscarded => {
-                Offered::asking(self.limits, self.bereft, effects)
-            }
-            Fact::QemuDied(why) => {
-                self.bereft = Some(why);
-                Source::Offering(self)
-            }
-            _ => Source::Offering(self),
-        }
-    }
-}
-
-impl Offered {
-    pub(super) fn after_restart(limits: Limits, effects: &mut Effects) -> Source {
-        Self::asking(limits, None, effects)
-    }
-
-    fn asking(limits: Limits, bereft: Bereft, effects: &mut Effects) -> Source {
-        effects.push(Effect::Inquire);
-        effects.push(Effect::SetTimer(Timer::Inquiry, limits.inquiry_interval));
-        Source::Offered(Self { limits, bereft, closing: false })
-    }
-
-    pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
-        match fact {
-            Fact::PeerRunning if !self.closing => {
-                effects.push(Effect::ClearTimer(Timer::Inquiry));
-                effects.push(Effect::Journal(SourceRecord::Gone));
-                self.closing = true;
-                Source::Offered(self)
-            }
-            Fact::Journaled(SourceRecord::Gone) | Fact::JournalFailed(_) if self.closing => {
-                effects.push(Effect::DestroyGuest);
-                end(Outcome::Done, effects)
-            }
-            Fact::PeerDiscarded if !self.closing => {
-                effects.push(Effect::ClearTimer(Timer::Inquiry));
-                let why = "the destination discarded the guest after it was offered";
-                if let Some(died) = self.bereft {
-                    return end(Outcome::Lost(format!("{died}; {why}")), effects);
-                }
-                effects.push(Effect::ReturnGuest(MayReturn(())));
-                let outcome = Outcome::Failed(why.into());
-                Source::Returning(Returning { outcome, returned: false })
-            }
-            Fact::PeerUnknown(why) if !self.closing => {
-                effects.push(Effect::ClearTimer(Timer::Inquiry));
-                end(Outcome::Unknown(why), effects)
-            }
-            Fact::TimerFired(Timer::Inquiry) | Fact::PeerLost(_) | Fact::PeerFailed(_)
-                if !self.closing =>
-            {
-                effects.push(Effect::Inquire);
-                effects.push(Effect::SetTimer(Timer::Inquiry, self.limits.inquiry_interval));
-                Source::Offered(self)
-            }
-            // Whether the guest is lost is the destination's to say: it may run there.
-            Fact::QemuDied(why) => {
-                self.bereft = Some(why);
-                Source::Offered(self)
-            }
-            _ => Source::Offered(self),
-        }
     }
 }
 

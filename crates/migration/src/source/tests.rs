@@ -2,6 +2,8 @@
 
 extern crate std;
 
+mod post_copy;
+
 use std::boxed::Box;
 use std::string::{String, ToString};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use sterna_model::{ByteCount, PageHash, PageId, Rate, Root};
 use super::{Effect, Fact, Limits, Source, Timer};
 use crate::journal::SourceRecord;
 use crate::outcome::{GuestIs, Outcome};
-use crate::policy::{Precopy, RoundFacts};
+use crate::policy::{Policy, Precopy, RoundFacts};
 
 fn facts(dirty_pages: u64) -> RoundFacts {
     RoundFacts {
@@ -45,8 +47,11 @@ struct Story {
 
 impl Story {
     fn begin() -> Self {
+        Self::by(Box::new(Precopy::new(Duration::from_millis(300))))
+    }
+
+    fn by(policy: Box<dyn Policy>) -> Self {
         let mut effects = Vec::new();
-        let policy = Box::new(Precopy::new(Duration::from_millis(300)));
         let machine = Some(Source::begin(policy, Limits::default(), &mut effects));
         let mut story =
             Self { machine, effects: Vec::new(), journal: Vec::new(), journal_works: true };
@@ -113,7 +118,7 @@ impl Story {
 fn a_move_goes_through() {
     let story = Story::offered();
     assert!(story.committed());
-    let story = story.then(Fact::PeerRunning);
+    let story = story.then(Fact::PeerRunning { lacks_pages: false });
     assert_eq!(*story.outcome(), Outcome::Done);
     use SourceRecord::{Copying, Gone, Offered, Stopping};
     assert_eq!(story.journal, [Copying, Stopping, Offered, Gone]);
@@ -184,7 +189,7 @@ fn everything_that_fails_before_the_offer_brings_the_guest_back() {
         Fact::QemuFailed("broken pipe".to_string()),
         Fact::JournalFailed("disk full".to_string()),
         Fact::PeerDiscarded,
-        Fact::PeerRunning,
+        Fact::PeerRunning { lacks_pages: false },
         Fact::CancelRequested,
         Fact::TimerFired(Timer::Job),
         Fact::TimerFired(Timer::Silence),
@@ -221,7 +226,7 @@ fn once_offered_only_the_peer_decides() {
     }
     let lost = Story::offered().then(Fact::PeerLost(String::new()));
     assert!(lost.did(|effect| matches!(effect, Effect::Inquire)));
-    assert_eq!(*lost.then(Fact::PeerRunning).outcome(), Outcome::Done);
+    assert_eq!(*lost.then(Fact::PeerRunning { lacks_pages: false }).outcome(), Outcome::Done);
 }
 
 #[test]
@@ -230,13 +235,13 @@ fn a_spontaneous_completion_is_never_handed_over() {
     assert!(early.did(|effect| matches!(effect, Effect::RestartStream)));
     let asked = Story::copying().then(Fact::RoundEnded(facts(0))).then(Fact::StreamCompleted);
     assert!(asked.did(|effect| matches!(effect, Effect::RestartStream)));
-    assert!(!asked.did(|effect| matches!(effect, Effect::Flush)));
+    assert!(!asked.did(|effect| matches!(effect, Effect::Flush(_))));
     let untimed = |effect: &Effect| matches!(effect, Effect::ClearTimer(Timer::Job));
     assert!(!asked.did(untimed), "the rounds that follow keep their time-out");
     assert!(Story::flushing().did(untimed), "the time-out ends rounds only");
     let late = asked.then(Fact::GuestStopped).then(Fact::StreamCompleted);
     assert!(
-        !late.did(|effect| matches!(effect, Effect::Flush)),
+        !late.did(|effect| matches!(effect, Effect::Flush(_))),
         "a stop of the stream before does not count"
     );
 }
@@ -259,7 +264,7 @@ fn after_a_restart_offered_asks() {
     let mut effects = Vec::new();
     let machine = Source::resume_offered(Limits::default(), &mut effects);
     assert!(matches!(effects[0], Effect::Inquire));
-    let machine = machine.handle(Fact::PeerRunning, &mut effects);
+    let machine = machine.handle(Fact::PeerRunning { lacks_pages: false }, &mut effects);
     let machine = machine.handle(Fact::Journaled(SourceRecord::Gone), &mut effects);
     assert_eq!(machine.outcome(), Some(&Outcome::Done));
 }
@@ -280,7 +285,7 @@ fn a_qemu_that_dies_with_everything_sent_does_not_cost_the_destinations_copy() {
     let story = story.then(Fact::CancelRequested).then(Fact::PeerLoaded(root(1)));
     assert!(story.committed() && !story.returned());
     assert!(!story.did(|effect| matches!(effect, Effect::Abort(_))));
-    let story = story.then(Fact::PeerRunning);
+    let story = story.then(Fact::PeerRunning { lacks_pages: false });
     assert_eq!(*story.outcome(), Outcome::Done);
     use SourceRecord::{Copying, Gone, Offered, Stopping};
     assert_eq!(story.journal, [Copying, Stopping, Offered, Gone]);
@@ -299,7 +304,7 @@ fn without_a_qemu_the_destinations_failure_is_the_guests_end() {
         Fact::PeerLost("reset".to_string()),
         Fact::PeerFailed("disk full".to_string()),
         Fact::PeerDiscarded,
-        Fact::PeerRunning,
+        Fact::PeerRunning { lacks_pages: false },
         Fact::PeerLoaded(root(2)),
     ] {
         let story = Story::flushing().then(Fact::Flushed(root(1))).then(died());
@@ -315,7 +320,10 @@ fn a_qemu_that_dies_once_offered_leaves_the_answer_to_the_destination() {
     let story = Story::offered().then(died()).then(Fact::PeerDiscarded);
     assert_eq!(story.outcome().guest_is(), GuestIs::Lost);
     assert!(!story.returned(), "there is nothing to resume");
-    assert_eq!(*Story::offered().then(died()).then(Fact::PeerRunning).outcome(), Outcome::Done);
+    assert_eq!(
+        *Story::offered().then(died()).then(Fact::PeerRunning { lacks_pages: false }).outcome(),
+        Outcome::Done
+    );
     // Between the last message and the durable offer.
     let mut story = Story::flushing().then(Fact::Flushed(root(1)));
     story.journal_works = false;

@@ -19,7 +19,7 @@ impl Drive {
                 load_ms: u64::try_from(self.load_begun.elapsed().as_millis()).unwrap_or(u64::MAX),
             }),
             Answer::Failed(why) => Message::Failed(wire::Failed { error: Text::new(&why) }),
-            Answer::Running => {
+            Answer::Running { .. } => {
                 let since = self.commit_came.map_or(Duration::ZERO, |came| came.elapsed());
                 Message::Running(wire::Running {
                     commit_to_resume_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
@@ -30,6 +30,9 @@ impl Drive {
             Answer::Discarded => {
                 let (job, epoch) = (self.prepare.job.clone(), self.prepare.epoch);
                 Message::Discarded(wire::Discarded { job, epoch })
+            }
+            Answer::Complete | Answer::Vanished(_) => {
+                return tracing::error!(?answer, "there is no word for this yet");
             }
             Answer::Unknown(_) => {
                 let (job, state) = (self.prepare.job.clone(), AnswerState::Unknown);

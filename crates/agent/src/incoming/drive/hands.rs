@@ -87,7 +87,7 @@ impl Drive {
         {
             return self.fact(Fact::ResumeFailed(error.to_string()));
         }
-        self.fact(Fact::Resumed);
+        self.fact(Fact::Resumed { lacks_pages: false });
         // Not in the downtime: the announcement repeats itself and QEMU does it in the background.
         let announce = async move {
             if let Err(error) = qmp.announce_self().await {
@@ -114,6 +114,7 @@ impl Drive {
             End::Running => ("running", None),
             End::Discarded(why) => ("discarded", Some(why.clone())),
             End::Unknown(why) => ("unknown", Some(why.clone())),
+            End::Lost(why) => ("lost", Some(why.clone())),
         };
         if let Some(waiting) = &self.waiting {
             let job = &self.prepare.job;

@@ -166,6 +166,7 @@ impl Drive {
                 Effect::Journal(record) => self.journal(record),
                 Effect::Answer(answer) => self.answer(answer).await,
                 Effect::Resume(entitlement) => self.resume(entitlement).await,
+                Effect::RecoverStream => tracing::error!("absent pages are to be fed again"),
                 Effect::KillQemu => self.kill().await,
                 Effect::WatchSource(limit) => {
                     self.watch_until = Some(tokio::time::Instant::now() + limit);

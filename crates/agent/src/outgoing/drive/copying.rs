@@ -224,6 +224,10 @@ impl Policy for Watched {
         }
         decision
     }
+
+    fn timed_out(&mut self) -> Decision {
+        self.policy.timed_out()
+    }
 }
 
 /// A stream that was begun anew reports all memory once more, and nearly all of that costs nothing. Until it has been gone

@@ -172,7 +172,7 @@ impl Drive {
 
     pub(super) fn answered(&mut self, state: AnswerState) {
         match state {
-            AnswerState::Running => self.fact(Fact::PeerRunning),
+            AnswerState::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
             AnswerState::Discarded => self.fact(Fact::PeerDiscarded),
             AnswerState::Unknown => {
                 let why = "the destination does not know what became of the guest; look there before resuming it here";

@@ -47,7 +47,7 @@ impl Drive {
                 self.gauge.marks.running = Some(Instant::now());
                 self.gauge.destination_memory =
                     sterna_model::ByteCount(running.peak_anonymous_bytes);
-                self.fact(Fact::PeerRunning);
+                self.fact(Fact::PeerRunning { lacks_pages: false });
             }
             Message::Discarded(of) if of.job == *self.job.id() => self.fact(Fact::PeerDiscarded),
             Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),

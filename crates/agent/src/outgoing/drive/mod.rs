@@ -16,7 +16,7 @@ use sterna_host::tls::DataStream;
 use sterna_host::usage::IdleShare;
 use sterna_migration::journal::{SourceRecord, Subject as JournalSubject};
 use sterna_migration::policy::Precopy;
-use sterna_migration::source::{Effect, Fact, Limits, Source, Timer};
+use sterna_migration::source::{Effect, Fact, Finish, Limits, Source, Timer};
 use sterna_page_codec::Processors;
 use sterna_wire::FrameWriter;
 use tokio::sync::mpsc;
@@ -289,11 +289,16 @@ impl Drive {
                 Effect::BeginRound => self.begin_round(),
                 Effect::RestartStream => self.restart_stream().await,
                 Effect::StopGuest => self.stop_guest().await,
-                Effect::Flush => self.flush().await,
+                Effect::Flush(Finish::PreCopy) => self.flush().await,
+                Effect::Flush(Finish::PostCopy) => {
+                    let why = "post-copy was decided on, and this agent cannot do it";
+                    self.fact(Fact::QemuFailed(why.into()));
+                }
                 Effect::Commit(offer) => self.commit(offer).await,
                 Effect::Abort(why) => self.abort(&why).await,
                 Effect::Inquire => self.inquire().await,
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
+                Effect::Serve | Effect::Rejoin => tracing::error!("pages are to be served"),
                 Effect::DestroyGuest => self.destroy_guest().await,
                 Effect::SetTimer(timer, after) => {
                     // A time-out beyond what a clock can count is none.
