@@ -7,7 +7,7 @@
 //! in a [`Phase`] of a move.
 //! It knows of Sterna only what a user knows: the command line, the configuration, the report.
 //!
-//! Needs root, QEMU and iproute2. Two worlds run at a time on a machine, in whatever process.
+//! Needs root, QEMU and iproute2. Two worlds run at a time on a machine, in whatever process ([`Turn`]).
 
 mod artifacts;
 pub mod command;
@@ -37,6 +37,7 @@ pub use host::{Host, MOVE_LIMIT, with_json};
 pub use log::{GuestLog, Mark, Tick};
 pub use prober::{ProbeReport, Prober, ask_guest};
 pub use qmp::Qmp;
+pub use residue::Turn;
 pub use story::{Pair, Setup, can_run_here, make_disk, story};
 pub use vm::{Move, Vm};
 pub use world::{CLIENT_ADDRESS, Counters, GUEST_ADDRESS, GuestNetwork, Side, TAP, World};

@@ -21,6 +21,16 @@ const PREFIX: &str = "sterna-e2e-";
 const SLOTS: u32 = 2;
 const SLOT_LIMIT: Duration = Duration::from_secs(1800);
 
+/// When a world may be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Turn {
+    /// When one of the places on this machine is free.
+    #[default]
+    Awaited,
+    /// At once: for worlds that mostly wait, of which somebody else limits the number.
+    AtOnce,
+}
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A folder, a name and a place among the worlds that may run now; all gone when dropped.
@@ -29,14 +39,17 @@ pub(crate) struct Residue {
     name: String,
     folder: PathBuf,
     _lock: File,
-    _slot: File,
+    _slot: Option<File>,
 }
 
 impl Residue {
-    /// Waits for a slot, removes what killed runs have left, makes the folder.
-    pub(crate) fn claim() -> Result<Self> {
-        let slot =
-            wait_for("a free slot", SLOT_LIMIT, || (0..SLOTS).find_map(try_slot).transpose())?;
+    /// Waits for its turn, removes what killed runs have left, makes the folder.
+    pub(crate) fn claim(turn: Turn) -> Result<Self> {
+        let take = || (0..SLOTS).find_map(try_slot).transpose();
+        let slot = match turn {
+            Turn::Awaited => Some(wait_for("a free slot", SLOT_LIMIT, take)?),
+            Turn::AtOnce => None,
+        };
         // Nobody may look for leftovers while a folder exists whose lock is not held yet.
         let _making = locked(&shared_file("making"))?;
         remove_leftovers()?;

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::artifacts::check_machine;
+use crate::command::tool;
 use crate::configuration::{HostSetup, shared_folder};
 use crate::emulated::Link;
 use crate::host::Host;
+use crate::residue::Turn;
 use crate::world::{GuestNetwork, Side, World};
 use crate::{Error, Result};
 
@@ -22,6 +24,8 @@ pub struct Setup {
     pub alpha: HostSetup,
     /// The host where they go.
     pub beta: HostSetup,
+    /// When it may begin.
+    pub turn: Turn,
 }
 
 /// Two hosts with agents in a world of their own.
@@ -39,7 +43,7 @@ impl Pair {
     /// # Errors
     /// Anything that is missing or fails.
     pub fn start(setup: &Setup) -> Result<Self> {
-        let world = World::with_link(setup.guest_network, setup.link)?;
+        let world = World::in_turn(setup.turn, setup.guest_network, setup.link)?;
         fs::create_dir_all(shared_folder(&world)).map_err(Error::io("making the shared folder"))?;
         let alpha = Host::start(&world, Side::Alpha, &setup.alpha)?;
         let beta = Host::start(&world, Side::Beta, &setup.beta)?;
@@ -78,6 +82,19 @@ impl Pair {
     #[must_use]
     pub fn shared_folder(&self) -> PathBuf {
         shared_folder(&self.world)
+    }
+
+    /// Copies all that both hosts have (logs, journals, records, what guests printed) to `folder`, to be looked at when the
+    /// world is gone.
+    ///
+    /// # Errors
+    /// No space.
+    pub fn keep(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).map_err(Error::io(format!("making {}", folder.display())))?;
+        for host in [&self.alpha, &self.beta] {
+            tool("cp", [Path::new("-a"), host.folder(), folder])?;
+        }
+        Ok(())
     }
 
     fn print_logs(&self) {

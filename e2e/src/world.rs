@@ -23,7 +23,7 @@ use sterna_model::Rate;
 
 use crate::command::{tool, tool_line, wait_for};
 use crate::emulated::{Emulator, Link};
-use crate::residue::{Residue, processes_in};
+use crate::residue::{Residue, Turn, processes_in};
 use crate::{Error, Result};
 
 /// The tap that a guest's network card is connected to, on either host.
@@ -119,7 +119,15 @@ impl World {
     /// # Errors
     /// A tool fails, or there can be no such link.
     pub fn with_link(guest_network: GuestNetwork, link: Link) -> Result<Self> {
-        let mut world = Self { emulator: None, link, residue: Residue::claim()? };
+        Self::in_turn(Turn::Awaited, guest_network, link)
+    }
+
+    /// The same, waiting for its turn or not.
+    ///
+    /// # Errors
+    /// As for [`Self::with_link`].
+    pub fn in_turn(turn: Turn, guest_network: GuestNetwork, link: Link) -> Result<Self> {
+        let mut world = Self { emulator: None, link, residue: Residue::claim(turn)? };
         for side in Side::BOTH {
             make_namespace(&world.namespace(side))?;
         }
