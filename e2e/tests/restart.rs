@@ -21,7 +21,10 @@ fn the_sources_agent_is_told_to_end() -> Result<()> {
         let (mut vm, command) = start_slow_move(pair)?;
         pair.host_mut(Side::Alpha).terminate()?;
         // No agent is there: the guest runs on all the same, and nothing waits for it elsewhere.
-        Move::of(command.wait(LIMIT)?)?.check(130, "cancelled", "source")?;
+        let moved = Move::of(command.wait(LIMIT)?)?;
+        moved.check(130, "cancelled", "source")?;
+        let why = moved.report["error"].to_string();
+        expect_that(why.contains("agent is being ended"), "the error", "why", &why)?;
         vm.check_works()?;
         let left = pair.world().qemus(Side::Beta)?;
         expect_that(left.is_empty(), "QEMUs at the destination", "none", format!("{left:?}"))?;

@@ -12,7 +12,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::agent::Agent;
-use crate::jobs::{Ended, Job, Role};
+use crate::jobs::{Canceller, Ended, Job, Role};
 use crate::{checkup, machines, outgoing};
 
 /// Bytes in a request, at most: QEMU's arguments are the longest part.
@@ -192,7 +192,7 @@ fn cancel(job: &Job) -> Result<Response, ApiError> {
         );
         return Err(ApiError::failed(why));
     }
-    job.request_cancel();
+    job.request_cancel(Canceller::User);
     Ok(Response::Text(format!("the job {} is being rolled back", job.id())))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sterna_api::{JobView, Progress, Report};
 use sterna_host::clock;
@@ -23,6 +23,15 @@ pub(crate) enum Role {
     Destination,
 }
 
+/// Who asks a job to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Canceller {
+    /// Its user.
+    User,
+    /// This agent, which is being ended.
+    AgentEnds,
+}
+
 /// One job.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -32,7 +41,7 @@ pub(crate) struct Job {
     role: Role,
     started_at: String,
     status: watch::Sender<Status>,
-    cancelled: AtomicBool,
+    cancelled: OnceLock<Canceller>,
     cancel: Notify,
     given_up: AtomicBool,
     give_up: Notify,
@@ -106,7 +115,7 @@ impl Job {
             role,
             started_at,
             status,
-            cancelled: AtomicBool::new(false),
+            cancelled: OnceLock::new(),
             cancel,
             given_up: AtomicBool::new(false),
             give_up: Notify::new(),
@@ -175,16 +184,28 @@ impl Job {
         });
     }
 
-    /// Asks it to end.
-    pub(crate) fn request_cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
+    /// Asks it to end. Who asks first is who ended it.
+    pub(crate) fn request_cancel(&self, by: Canceller) {
+        let _ = self.cancelled.set(by);
         self.cancel.notify_one();
     }
 
     /// Waits until it is asked to end.
     pub(crate) async fn cancel_requested(&self) {
-        while !self.cancelled.load(Ordering::Acquire) {
+        while self.cancelled.get().is_none() {
             self.cancel.notified().await;
+        }
+    }
+
+    /// Why it was cancelled, for its report.
+    #[must_use]
+    pub(crate) fn cancelled_because(&self) -> &'static str {
+        match self.cancelled.get() {
+            Some(Canceller::User) => "cancelled by the user",
+            Some(Canceller::AgentEnds) => {
+                "the source's agent is being ended; begin the move again when it is back"
+            }
+            None => "cancelled",
         }
     }
 
@@ -350,6 +371,24 @@ fn insert(jobs: &mut Remembered, job: Arc<Job>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_asks_first_is_who_ended_it() {
+        let jobs = Jobs::default();
+        let begin = |id: &str| {
+            let (vm, peer) = ("web".parse().unwrap(), "beta".parse().unwrap());
+            jobs.begin(id.parse().unwrap(), vm, peer, Role::Source)
+        };
+        let (one, other) = (begin("job-1"), begin("job-2"));
+        one.request_cancel(Canceller::AgentEnds);
+        other.request_cancel(Canceller::User);
+        other.request_cancel(Canceller::AgentEnds);
+        one.cancel_requested().await;
+        other.cancel_requested().await;
+        let why = one.cancelled_because();
+        assert!(why.contains("agent is being ended"), "{why}");
+        assert_eq!(other.cancelled_because(), "cancelled by the user");
+    }
 
     #[test]
     fn jobs_that_are_asked_for_at_the_same_time_stay_within_the_limit() {

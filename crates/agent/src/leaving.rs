@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::agent::Agent;
-use crate::jobs::{Job, Role};
+use crate::jobs::{Canceller, Job, Role};
 
 /// Rolling back takes less; what takes longer is left to the next agent.
 const LONGEST: Duration = Duration::from_secs(20);
@@ -26,7 +26,7 @@ pub(crate) async fn wind_down(agent: &Arc<Agent>) {
     tracing::info!(jobs = under_way.len(), "moves that were not offered are rolled back");
     for job in &under_way {
         match job.role() {
-            Role::Source => job.request_cancel(),
+            Role::Source => job.request_cancel(Canceller::AgentEnds),
             Role::Destination => {
                 if let Some(handle) = agent.incoming(job.id()) {
                     tokio::spawn(async move { handle.agent_ends().await });

@@ -235,7 +235,7 @@ impl Gauge {
         let (error, refusals) = match outcome {
             Outcome::Done => (None, Vec::new()),
             Outcome::Refused(refusals) => (Some(refusal_text(refusals)), refusals.clone()),
-            Outcome::Cancelled => (Some("cancelled by the user".to_owned()), Vec::new()),
+            Outcome::Cancelled => (Some(ends.job.cancelled_because().to_owned()), Vec::new()),
             Outcome::Failed(why) | Outcome::Unknown(why) | Outcome::Lost(why) => {
                 (Some(why.clone()), Vec::new())
             }
