@@ -12,8 +12,8 @@ use sterna_qemu_args::serial_path;
 
 use crate::agent::Agent;
 use crate::place::{Place, monitor_argument};
-use crate::registry::{Owner, Record, Reservation};
-use crate::vm::{Launch, Live, Vm, VmError, fresh_record, id_of};
+use crate::registry::{Owner, ProcessId, Record, Reservation};
+use crate::vm::{Launch, Live, Vm, VmError, fresh_record};
 
 /// Starts QEMU under the agent. The argument vector is the definition; the agent adds only its monitors.
 ///
@@ -102,7 +102,7 @@ async fn register(agent: &Arc<Agent>, mut record: Record, live: Live) -> VmView 
     if let Some(previous) = agent.registry.get(&record.name) {
         record.epoch = previous.record().epoch.next();
     }
-    record.process = Some(id_of(&live.process));
+    record.process = Some(ProcessId::of(&live.process));
     record.serial = serial_path(&record.definition).map(|path| record.directory.join(path));
     let vm = Vm::new(record, Some(live));
     agent.registry.insert(Arc::clone(&vm));
@@ -174,7 +174,8 @@ fn free_name(agent: &Agent, name: &VmName) -> Result<(), ApiError> {
 /// One QEMU under two names could be moved twice.
 fn not_had(agent: &Agent, process: &Process) -> Result<(), ApiError> {
     let all = agent.registry.all();
-    let had = all.iter().map(|vm| vm.record()).find(|it| it.process == Some(id_of(process)));
+    let had =
+        all.iter().map(|vm| vm.record()).find(|it| it.process.is_some_and(|id| id.is(process)));
     match had {
         Some(record) => Err(ApiError::failed(format!(
             "the process {} is the VM {} here already",

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use sterna_host::process::{Process, start_time_of};
+use sterna_host::process::{boot_id, start_time_of};
 use sterna_migration::journal::Subject;
 use sterna_model::{Epoch, Uuid};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -115,12 +115,15 @@ impl Host {
 
     pub(crate) fn write_journal(&self, entries: &[Entry]) -> PathBuf {
         drop(Journal::begin(&self.state_dir(), entries).unwrap());
+        self.journal_path()
+    }
+
+    pub(crate) fn journal_path(&self) -> PathBuf {
         journal::path_of(&self.state_dir(), &"job-1".parse().unwrap())
     }
 
     pub(crate) fn story(&self) -> Story {
-        let path = journal::path_of(&self.state_dir(), &"job-1".parse().unwrap());
-        Journal::read(&path).unwrap().unwrap()
+        Journal::read(&self.journal_path()).unwrap().unwrap()
     }
 }
 
@@ -175,11 +178,11 @@ impl Sleeper {
 
     pub(crate) fn id(&self) -> ProcessId {
         let pid = i32::try_from(self.child.id()).unwrap();
-        ProcessId { pid, start_time: self.start_time }
+        ProcessId { pid, start_time: self.start_time, boot: boot_id().ok() }
     }
 
     pub(crate) fn runs(&self) -> bool {
-        Process::reattach(self.id().pid, self.start_time).unwrap().is_some()
+        self.id().find().unwrap().is_some()
     }
 
     /// Ends it, for a QEMU that died while nobody looked.
@@ -192,7 +195,7 @@ impl Sleeper {
 impl Drop for Sleeper {
     fn drop(&mut self) {
         // Whoever reaped it meanwhile: only this very process is meant.
-        if let Ok(Some(process)) = Process::reattach(self.id().pid, self.start_time) {
+        if let Ok(Some(process)) = self.id().find() {
             let _ = process.signal(rustix::process::Signal::KILL);
         }
     }

@@ -109,7 +109,7 @@ impl Live {
         let failed = |reason: String| VmError::Start { reason, log: quote_log(launch.log) };
         let spawned = spawn_detached(launch.program, &args, launch.directory, launch.log, &[]);
         let process = Arc::new(spawned.map_err(|error| failed(error.to_string()))?);
-        let reason = match started(id_of(&process)) {
+        let reason = match started(ProcessId::of(&process)) {
             Err(error) => error,
             Ok(()) => tokio::select! {
                 connected = Qmp::connect(launch.qmp, START_DEADLINE) => match connected {
@@ -324,12 +324,6 @@ pub(crate) fn fresh_record(
     }
 }
 
-/// A process id as it is remembered.
-#[must_use]
-pub(crate) fn id_of(process: &Process) -> ProcessId {
-    ProcessId { pid: process.pid(), start_time: process.start_time() }
-}
-
 /// What QEMU's log ends with, for an error.
 #[must_use]
 pub(crate) fn quote_log(log: &Path) -> String {
@@ -368,14 +362,14 @@ mod tests {
         };
         let mut started = None;
         let launched = Live::launch(launch, |id| {
-            let process = Process::reattach(id.pid, id.start_time).unwrap();
+            let process = id.find().unwrap();
             started = process.map(|_| id);
             Err("the disk is full".to_owned())
         });
         let error = launched.await.unwrap_err();
         assert!(error.to_string().contains("the disk is full"), "{error}");
         let id = started.expect("it should have been told of while it ran");
-        assert!(Process::reattach(id.pid, id.start_time).unwrap().is_none());
+        assert!(id.find().unwrap().is_none());
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

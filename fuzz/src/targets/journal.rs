@@ -48,11 +48,12 @@ struct Journal {
 #[derive(Arbitrary, Debug)]
 enum Entry {
     PeerAddress(String),
-    Process(i32, u64),
+    Process(i32, u64, bool),
     GuestRan(bool),
     Source(u8),
     Destination(u8),
     Ended(String),
+    Lost(String),
     Subject,
 }
 
@@ -82,13 +83,17 @@ impl Entry {
         const DESTINATION: [&str; 4] = ["prepared", "entitled", "running", "discarded"];
         match self {
             Self::PeerAddress(text) => ("peer-address", json!(text)),
-            Self::Process(pid, start) => ("process", json!({"pid": pid, "start_time": start})),
+            Self::Process(pid, start, has_boot) => {
+                let boot = has_boot.then_some("0a1b2c3d-0000-4111-8222-ffffffffffff");
+                ("process", json!({"pid": pid, "start_time": start, "boot": boot}))
+            }
             Self::GuestRan(ran) => ("guest-ran", json!(ran)),
             Self::Source(which) => ("source", json!(SOURCE[usize::from(*which) % SOURCE.len()])),
             Self::Destination(which) => {
                 ("destination", json!(DESTINATION[usize::from(*which) % DESTINATION.len()]))
             }
             Self::Ended(text) => ("ended", json!(text)),
+            Self::Lost(text) => ("lost", json!(text)),
             Self::Subject => (begin, subject.clone()),
         }
     }

@@ -25,7 +25,7 @@ pub(super) const TARGET: Target = Target {
 #[rustfmt::skip]
 const TOKENS: &[&[u8]] = &[
     b"name", b"web", b"owner", b"is", b"here", b"incoming", b"moved-to", b"ended", b"lost", b"unknown", b"previous",
-    b"leaving", b"process", b"pid", b"-1", b"../web", b"job-1",
+    b"leaving", b"process", b"pid", b"boot", b"-1", b"../web", b"job-1",
 ];
 
 const PATH: &str = "/var/lib/sterna/vms/web.json";
@@ -34,7 +34,7 @@ const PATH: &str = "/var/lib/sterna/vms/web.json";
 struct Record {
     epoch: u64,
     words: Vec<String>,
-    process: Option<(i32, u64)>,
+    process: Option<(i32, u64, bool)>,
     owner: Owner,
     is_leaving: bool,
     serial: Option<String>,
@@ -66,7 +66,10 @@ fn make(noise: &mut Unstructured<'_>) -> arbitrary::Result<Made> {
 impl Record {
     fn value(&self, owner: &Owner) -> Value {
         let words: Vec<_> = self.words.iter().take(20).collect();
-        let process = self.process.map(|(pid, start)| json!({"pid": pid, "start_time": start}));
+        let process = self.process.map(|(pid, start, has_boot)| {
+            let boot = has_boot.then_some("0a1b2c3d-0000-4111-8222-ffffffffffff");
+            json!({"pid": pid, "start_time": start, "boot": boot})
+        });
         json!({
             "name": "web", "uuid": "0a1b2c3d-0000-4111-8222-ffffffffffff", "epoch": self.epoch,
             "definition": words, "directory": "/srv", "argv": words, "process": process,

@@ -15,7 +15,7 @@ use super::acceptance;
 use crate::agent::Agent;
 use crate::place::{Place, monitor_argument};
 use crate::registry::{Owner, ProcessId, Record};
-use crate::vm::{Live, Vm, fresh_record, id_of};
+use crate::vm::{Live, Vm, fresh_record};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the file of a `memory-backend-memfd` is called.
@@ -135,7 +135,7 @@ impl Checked {
         record.epoch = prepare.epoch;
         record.agent_qmp = PathBuf::from(self.rebuilt.qmp);
         record.serial = self.rebuilt.serial.map(PathBuf::from);
-        record.process = Some(id_of(&live.process));
+        record.process = Some(ProcessId::of(&live.process));
         record.owner = Owner::Incoming { job: prepare.job.clone() };
         // Only the last stay: one that did not become one is nothing to go back to.
         record.previous = self.previous.map(|record| Box::new(Record { previous: None, ..record }));

@@ -46,6 +46,8 @@ pub(crate) enum Entry {
     Destination(DestinationRecord),
     /// How it ended, for people.
     Ended(String),
+    /// The guest ended with its only QEMU; how, for people.
+    Lost(String),
     /// The source's report.
     Report(Box<Report>),
     /// A person has decided where the guest is; what follows from it comes after.

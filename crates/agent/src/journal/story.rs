@@ -24,6 +24,8 @@ pub(crate) struct Story {
     pub guest_ran: bool,
     /// How it ended, for people.
     pub ended: Option<String>,
+    /// The guest ended with its only QEMU. Whoever reported it says so in the report.
+    pub is_lost: bool,
     /// The source's report.
     pub report: Option<Box<Report>>,
     /// What a person has decided.
@@ -114,6 +116,7 @@ impl Story {
             process: None,
             guest_ran: true,
             ended: None,
+            is_lost: false,
             report: None,
             resolved: None,
             told: Vec::new(),
@@ -128,6 +131,10 @@ impl Story {
             Entry::Source(record) => self.side = Side::Source(record),
             Entry::Destination(record) => self.side = Side::Destination(record),
             Entry::Ended(how) => self.ended = Some(how),
+            Entry::Lost(how) => {
+                self.ended = Some(how);
+                self.is_lost = true;
+            }
             Entry::Report(report) => self.report = Some(report),
             Entry::Resolved(decision) => {
                 self.resolved = Some(decision);
@@ -174,6 +181,7 @@ fn in_words(entry: &Entry) -> String {
         Entry::Source(record) => source(record).to_owned(),
         Entry::Destination(record) => destination(record).to_owned(),
         Entry::Ended(how) => format!("ended: {how}"),
+        Entry::Lost(how) => format!("ended: the guest is lost: {how}"),
         Entry::Report(report) => {
             let error = report.error.as_deref().unwrap_or("without an error");
             format!("reported: {error}")

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_host::process::Process;
 use sterna_host::qmp::RunState;
 use sterna_migration::destination::{Destination, Effect, End, Entitlement, Fact};
 use sterna_migration::journal::{DestinationRecord, SourceRecord};
@@ -157,7 +156,7 @@ impl Left<'_> {
 }
 
 async fn kill(process: ProcessId) -> Result<(), String> {
-    match Process::reattach(process.pid, process.start_time) {
+    match process.find() {
         Ok(Some(process)) => {
             let killed = process.kill_and_reap(KILL_DEADLINE).await;
             killed.map(drop).map_err(|error| error.to_string())

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_host::process::Process;
-
 use super::{Opened, Settled, is_silent, open, under_way};
 use crate::agent::Agent;
 use crate::jobs::Job;
@@ -22,7 +20,7 @@ pub(super) async fn attach(agent: Arc<Agent>, vm: Arc<Vm>) {
         tokio::time::sleep(AGAIN_EVERY).await;
         let record = vm.record();
         let Some(id) = record.process else { return };
-        match Process::reattach(id.pid, id.start_time) {
+        match id.find() {
             Ok(Some(process)) => {
                 if let Ok(live) = Live::attach(process, &record.agent_qmp).await {
                     tracing::info!(vm = %record.name, "its QEMU answers again");

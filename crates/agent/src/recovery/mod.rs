@@ -14,7 +14,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use sterna_host::process::Process;
 use sterna_migration::journal::DestinationRecord;
 use sterna_model::{JobId, Uuid, VmName};
 use tracing::Instrument as _;
@@ -139,7 +138,7 @@ fn without_journal(agent: &Agent, job: &JobId, why: &str) {
 
 async fn reattach(record: Record) -> Arc<Vm> {
     let Some(id) = record.process else { return Vm::new(record, None) };
-    let silent = match Process::reattach(id.pid, id.start_time) {
+    let silent = match id.find() {
         Ok(Some(process)) => match Live::attach(process, &record.agent_qmp).await {
             Ok(live) => return Vm::new(record, Some(live)),
             Err(error) => error.to_string(),
@@ -250,7 +249,8 @@ async fn under_way(agent: &Arc<Agent>, job: &Arc<Job>, journal: Journal, story: 
 
 /// The registry may have missed how it ended.
 fn ended_otherwise(agent: &Agent, job: &Job, story: &Story) {
-    let outcome = story.report.as_ref().map_or("unknown", |report| source::word(report));
+    let otherwise = if story.is_lost { "lost" } else { "unknown" };
+    let outcome = story.report.as_ref().map_or(otherwise, |report| source::word(report));
     let error = story.report.as_ref().and_then(|report| report.error.clone());
     let error = story.ended.clone().or(error);
     let vm = vm_of(agent, story).filter(|vm| vm.record().job_under_way() == Some(job.id()));

@@ -56,6 +56,7 @@ pub(super) fn remember(job: &Job, record: SourceRecord, story: &Story) {
     let otherwise = match record {
         SourceRecord::Gone => "done",
         SourceRecord::Vanished => "lost",
+        _ if story.is_lost => "lost",
         _ => "failed",
     };
     let outcome = story.report.as_ref().map_or(otherwise, |report| word(report));
@@ -151,10 +152,13 @@ fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Out
     };
     tracing::info!(job = %job.id(), vm = %job.vm(), state, "{why}");
     if state == "lost" {
-        // There is no record of its own for that: the guest was not handed over.
+        // No state says that; of the owners it is the one that the guest never left. The loss first: a crash between the
+        // two must not leave a guest that seems to be well.
+        append(journal, &Entry::Lost(why.clone()));
         append(journal, &Entry::Source(SourceRecord::Returned));
+    } else {
+        append(journal, &Entry::Ended(why.clone()));
     }
-    append(journal, &Entry::Ended(why.clone()));
     agent.change(vm, |record| {
         record.leaving = None;
         if state == "lost" {

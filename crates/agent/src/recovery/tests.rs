@@ -10,6 +10,7 @@ use sterna_wire::AnswerState;
 use sterna_wire::message::Inquire;
 
 use super::*;
+use crate::registry::ProcessId;
 use crate::testing::{
     Hosts, Monitor, Sleeper, UUID, destination_of, listen, source_of, state_of_job, vm,
 };
@@ -69,6 +70,32 @@ async fn how_a_job_ended_is_answered_though_the_journal_lacks_it() {
     job.end("discarded", Some("the disk is full".into()), None);
     assert_eq!(answer_to(&agent, "alpha"), AnswerState::Discarded);
     assert_eq!(answer_to(&agent, "gamma"), AnswerState::Unknown, "another's job");
+}
+
+/// After a reboot the number of a QEMU may be anybody's, started at the same tick.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_before_a_reboot_is_nobodys() {
+    let other = Some(sterna_model::Uuid([7; 16]));
+    for (boot, is_killed) in [(other, false), (None, true)] {
+        let (hosts, qemu) = (Hosts::new(), Sleeper::start());
+        let host = hosts.host("beta", "");
+        let id = ProcessId { boot, ..qemu.id() };
+        assert_eq!(id.find().unwrap().is_some(), is_killed);
+        let mut record = arriving(&host, &qemu);
+        record.process = Some(id);
+        host.store(&record);
+        let mut running = host.record("mail");
+        running.process = Some(id);
+        host.store(&running);
+        host.write_journal(&[destination_of("alpha"), Entry::Process(id)]);
+        let agent = host.start().await;
+        assert_eq!(qemu.runs(), !is_killed, "an earlier build did not remember the boot");
+        assert_eq!(state_of_job(&agent), "discarded");
+        if boot.is_some() {
+            let mail = vm(&agent, "mail").record();
+            assert_eq!((mail.owner, mail.process), (Owner::Ended, None));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,12 +221,25 @@ async fn a_guest_that_was_not_offered_and_whose_qemu_died_is_lost() {
     host.store(&leaving(&host, &qemu));
     qemu.end();
     host.write_journal(&[source_of(), Entry::Source(Stopping)]);
+    let mut agent = host.start().await;
+    assert_eq!(state_of_job(&agent), "lost");
+    assert_eq!(vm(&agent, "web").record().owner, Owner::Lost);
+    for _ in 0..2 {
+        drop(agent);
+        agent = host.start().await;
+        assert_eq!(vm(&agent, "web").record().owner, Owner::Lost, "also the next time");
+        let job = agent.jobs.get(&job_1()).unwrap().view();
+        assert_eq!(job.state, "lost", "also the next time");
+        assert!(job.error.is_some_and(|why| why.contains("QEMU ended")));
+    }
+    // A crash may have kept the last record from the disk, and the registry from hearing of it.
+    drop(agent);
+    std::fs::remove_file(host.journal_path()).unwrap();
+    host.store(&leaving(&host, &qemu));
+    host.write_journal(&[source_of(), Entry::Source(Stopping), Entry::Lost("it died".into())]);
     let agent = host.start().await;
     assert_eq!(state_of_job(&agent), "lost");
     assert_eq!(vm(&agent, "web").record().owner, Owner::Lost);
-    drop(agent);
-    let agent = host.start().await;
-    assert_eq!(vm(&agent, "web").record().owner, Owner::Lost, "also the next time");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sterna_host::process::{Process, ProcessError, boot_id};
 use sterna_model::{Epoch, HostName, JobId, Uuid, VmName};
 
 /// A VM, as it is remembered.
@@ -48,6 +49,39 @@ pub(crate) struct ProcessId {
     pub pid: i32,
     /// Its start, in clock ticks since boot: the number alone may be another's by now.
     pub start_time: u64,
+    /// The host's boot that it was started after: the same number may start at the same tick after another one. Earlier
+    /// builds did not remember it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Uuid>,
+}
+
+impl ProcessId {
+    /// What is to be remembered of a process.
+    #[must_use]
+    pub(crate) fn of(process: &Process) -> Self {
+        // Where the kernel does not tell, it is as before it was remembered.
+        let boot = boot_id().ok();
+        Self { pid: process.pid(), start_time: process.start_time(), boot }
+    }
+
+    /// Whether it is this process.
+    #[must_use]
+    pub(crate) fn is(self, process: &Process) -> bool {
+        let now = Self::of(process);
+        (self.pid, self.start_time) == (now.pid, now.start_time)
+            && (self.boot.is_none() || self.boot == now.boot)
+    }
+
+    /// The process, or `None` when it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses to say.
+    pub(crate) fn find(self) -> Result<Option<Process>, ProcessError> {
+        match self.boot {
+            Some(boot) => Process::reattach_since(boot, self.pid, self.start_time),
+            None => Process::reattach(self.pid, self.start_time),
+        }
+    }
 }
 
 /// Whose a VM is.

@@ -59,8 +59,12 @@ fn records_of_earlier_builds_are_read() {
     assert_eq!(record.owner, Owner::Unknown { job: job.clone(), why: String::new() });
     assert_eq!((record.leaving.as_ref(), record.previous.as_ref()), (None, None));
     assert_eq!(record.job_of_interest(), job.as_ref());
+    assert_eq!(record.process, Some(ProcessId { pid: 7, start_time: 9, boot: None }));
     let text = text.replace(r#"{"is":"unknown","job":"job-1"}"#, r#"{"is":"here"}"#);
     let record: Record = serde_json::from_str(&text).unwrap();
+    let mut record = record;
+    record.process =
+        Some(ProcessId { pid: 7, start_time: 9, boot: Some(sterna_model::Uuid([7; 16])) });
     let again: Record = serde_json::from_slice(&serde_json::to_vec(&record).unwrap()).unwrap();
     assert_eq!((record.job_under_way(), &again), (None, &record));
 }

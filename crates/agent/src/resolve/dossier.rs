@@ -261,7 +261,7 @@ impl Qemu {
         };
         let Some(process) = process else { return Self::None };
         let monitor = record.map_or(place.agent_qmp.clone(), |record| record.agent_qmp);
-        let id = crate::vm::id_of(&process);
+        let id = ProcessId::of(&process);
         match Live::attach(process, &monitor).await {
             Ok(live) => Self::look_at(live).await,
             Err(error) => {
@@ -274,7 +274,7 @@ impl Qemu {
         match live.qmp.query_status().await {
             Ok(status) => Self::Speaks(live, status),
             Err(error) => {
-                let id = crate::vm::id_of(&live.process);
+                let id = ProcessId::of(&live.process);
                 reattach(id).map_or(Self::None, |process| Self::Silent(process, error.to_string()))
             }
         }
@@ -282,7 +282,7 @@ impl Qemu {
 }
 
 fn reattach(id: ProcessId) -> Option<Process> {
-    Process::reattach(id.pid, id.start_time).ok().flatten()
+    id.find().ok().flatten()
 }
 
 fn listener_of(socket: &Path) -> Option<Process> {

@@ -21,8 +21,8 @@ use crate::journal::{self, Entry, Journal, Side};
 use crate::machines;
 use crate::outgoing::{RunStateBefore, give_back};
 use crate::place::{Place, monitor_argument};
-use crate::registry::{Owner, Record};
-use crate::vm::{Live, Vm, fresh_record, id_of};
+use crate::registry::{Owner, ProcessId, Record};
+use crate::vm::{Live, Vm, fresh_record};
 
 /// A killed process is gone within this.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ async fn resume_here(agent: &Arc<Agent>, dossier: &Dossier) -> Result<Arc<Vm>, S
                 Some(vm) if !agent.registry.is_damaged(dossier.found.vm_name()) => vm.record(),
                 _ => made_record(agent, dossier, live).await?,
             };
-            let record = Record { process: Some(id_of(&live.process)), ..record };
+            let record = Record { process: Some(ProcessId::of(&live.process)), ..record };
             let vm = Vm::new(record, Some(live.clone()));
             agent.registry.insert(Arc::clone(&vm));
             Ok(vm)

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sterna_model::Uuid;
+
 /// Bytes in an argument vector, at most. The kernel's own limit is a quarter of the stack, 2 MiB.
 const MAX_ARGV_BYTES: u64 = 8 << 20;
 
@@ -25,6 +27,16 @@ pub(super) fn life_of(pid: i32) -> io::Result<Option<Life>> {
     let ended = matches!(fields.get(0).as_deref(), Some("Z" | "X" | "x"));
     let start_time = fields.number(19)?;
     Ok(Some(Life { start_time, ended }))
+}
+
+/// The id of the host's boot, by which the kernel tells one from all others.
+///
+/// # Errors
+/// When /proc cannot be read, or says something else.
+pub fn boot_id() -> io::Result<Uuid> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let id = text.trim().parse();
+    id.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// When the process started, in clock ticks since the host's boot; `None` when there is no such process.
@@ -140,6 +152,8 @@ mod tests {
         assert_eq!(argv_of(pid).unwrap(), std::env::args_os().collect::<Vec<_>>());
         assert_eq!(exe_of(pid).unwrap(), std::env::current_exe().unwrap());
         assert_eq!(start_time_of(i32::MAX).unwrap(), None);
+        assert_eq!(boot_id().unwrap(), boot_id().unwrap());
+        assert_ne!(boot_id().unwrap(), Uuid([0; 16]));
     }
 
     #[test]

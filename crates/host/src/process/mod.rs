@@ -1,16 +1,16 @@
 //! QEMU processes that outlive the agent.
 //!
 //! A QEMU is started in a session of its own ([`spawn_detached`]), so that neither a terminal nor the agent's end takes it along. It
-//! is remembered by pid and start time; after a restart [`Process::reattach`] finds it again, or finds that it is gone,
-//! also when its pid has been given to another process. From then on everything goes through a pidfd, which always means
-//! this very process.
+//! is remembered by pid, start time and the host's boot; after a restart [`Process::reattach_since`] finds it again, or
+//! finds that it is gone, also when its pid has been given to another process, or the host was started anew. From then on
+//! everything goes through a pidfd, which always means this very process.
 //!
 //! A service manager that kills by control group must be told to leave it alone (systemd: `KillMode=process`).
 
 mod inspect;
 mod spawn;
 
-pub use inspect::{argv_of, cpu_time_of, exe_of, start_time_of, tail_of};
+pub use inspect::{argv_of, boot_id, cpu_time_of, exe_of, start_time_of, tail_of};
 pub(crate) use spawn::environment;
 pub use spawn::spawn_detached;
 
@@ -26,6 +26,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
     waitid,
 };
+use sterna_model::Uuid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -98,7 +99,22 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process `pid` that was started at `start_time` ([`Process::start_time`]), or `None` when it is gone.
+    /// The process `pid` that was started at `start_time` ([`Process::start_time`]) after the host's boot `boot`
+    /// ([`boot_id`]), or `None` when it is gone, as all are that were started before another boot.
+    ///
+    /// # Errors
+    /// When the kernel refuses to say.
+    pub fn reattach_since(
+        boot: Uuid,
+        pid: i32,
+        start_time: u64,
+    ) -> Result<Option<Self>, ProcessError> {
+        let failed = |error| ProcessError::Act { act: "tell the boot of", pid, error };
+        if boot_id().map_err(failed)? == boot { Self::reattach(pid, start_time) } else { Ok(None) }
+    }
+
+    /// The process `pid` that was started at `start_time` ([`Process::start_time`]) since the host's boot, or `None` when
+    /// it is gone.
     ///
     /// # Errors
     /// When the kernel refuses to say.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::support::{Folder, SOON};
 use rustix::process::Signal;
 use sterna_host::process::{
-    Exit, Process, ProcessError, argv_of, exe_of, spawn_detached, start_time_of, tail_of,
+    Exit, Process, ProcessError, argv_of, boot_id, exe_of, spawn_detached, start_time_of, tail_of,
 };
 
 fn shell(folder: &Folder, script: &str) -> Process {
@@ -86,6 +86,10 @@ async fn reattaches_to_the_same_process_only() {
     let again = Process::reattach(pid, start_time).unwrap().unwrap();
     assert_eq!((again.pid(), again.start_time()), (pid, start_time));
     assert!(Process::reattach(pid, start_time + 1).unwrap().is_none(), "a pid used again");
+    let boot = boot_id().unwrap();
+    assert!(Process::reattach_since(boot, pid, start_time).unwrap().is_some());
+    let other = sterna_model::Uuid([7; 16]);
+    assert!(Process::reattach_since(other, pid, start_time).unwrap().is_none(), "before a reboot");
     assert!(Process::reattach(0, start_time).unwrap().is_none());
     assert!(Process::reattach(-1, start_time).unwrap().is_none());
     again.signal(Signal::KILL).unwrap();
