@@ -21,6 +21,8 @@ use crate::registry::{Owner, ProcessId, Record};
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// A QEMU that runs already answers within this.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
+/// From the end of QEMU's monitor to that of its process.
+const DEATH_TAKES: Duration = Duration::from_secs(2);
 /// A killed process is gone within this.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of QEMU's log that an error quotes.
@@ -293,9 +295,16 @@ async fn state_of(owner: &Owner, live: Option<&Live>) -> VmState {
             Ok(status) if status.running => VmState::Running,
             Ok(status) if status.status == RunState::Shutdown => VmState::Stopped,
             Ok(_) => VmState::Paused,
+            // A monitor that closes is that of a QEMU that dies, most likely.
+            Err(error) if error.is_closed() && is_dying(live).await => VmState::Stopped,
             Err(_) => VmState::Unknown,
         },
     }
+}
+
+/// Whether the process ends now.
+async fn is_dying(live: &Live) -> bool {
+    tokio::time::timeout(DEATH_TAKES, live.process.exited()).await.is_ok_and(|exit| exit.is_ok())
 }
 
 /// A fresh record of a VM that is started or taken here.
