@@ -25,6 +25,7 @@ const SLACK: usize = 6;
 /// An agent that runs; killed, and its folder removed, when dropped.
 pub(crate) struct Bench {
     folder: PathBuf,
+    pki: PathBuf,
     name: &'static str,
     address: String,
     agent: Child,
@@ -46,19 +47,26 @@ impl Bench {
 
     /// Starts the agent of this host.
     pub(crate) fn start_as(name: &'static str, limits: &str) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let folder = format!("sterna-hostile-{}-{number}", std::process::id());
-        let folder = std::env::temp_dir().join(folder);
-        fs::create_dir_all(folder.join("vm"))?;
-        pki::init(&folder.join("pki"))?;
+        let folder = new_folder()?;
+        let pki = folder.join("pki");
+        pki::init(&pki)?;
         for host in HOSTS {
-            pki::issue(&folder.join("pki"), &host.parse()?)?;
+            pki::issue(&pki, &host.parse()?)?;
         }
+        Self::start_in(folder, pki, name, limits)
+    }
+
+    /// Starts the agent of another host, which this one's trusts.
+    pub(crate) fn start_beside(&self, name: &'static str) -> Result<Self> {
+        Self::start_in(new_folder()?, self.pki.clone(), name, "")
+    }
+
+    fn start_in(folder: PathBuf, pki: PathBuf, name: &'static str, limits: &str) -> Result<Self> {
         let address = free_address()?;
-        fs::write(folder.join("sterna.toml"), configuration(name, &address, limits))?;
+        let text = configuration(name, &address, &pki.join(name), limits);
+        fs::write(folder.join("sterna.toml"), text)?;
         let agent = spawn_agent(&folder)?;
-        let bench = Self { folder, name, address, agent };
+        let bench = Self { folder, pki, name, address, agent };
         bench.wait_for_start()?;
         Ok(bench)
     }
@@ -80,7 +88,7 @@ impl Bench {
 
     /// A host's identity, of the authority that the agent trusts.
     pub(crate) fn identity(&self, host: &str) -> Result<TlsIdentity> {
-        Ok(TlsIdentity::load(&pki::files(&self.folder.join("pki").join(host)))?)
+        Ok(TlsIdentity::load(&pki::files(&self.pki.join(host)))?)
     }
 
     /// All that the agent has said.
@@ -202,6 +210,15 @@ pub(crate) fn free_address() -> Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 
+fn new_folder() -> Result<PathBuf> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let folder = format!("sterna-hostile-{}-{number}", std::process::id());
+    let folder = std::env::temp_dir().join(folder);
+    fs::create_dir_all(folder.join("vm"))?;
+    Ok(folder)
+}
+
 fn spawn_agent(folder: &Path) -> Result<Child> {
     let log = fs::File::create(folder.join("agent.log"))?;
     let mut command = Command::new(sterna_e2e::sterna()?);
@@ -210,7 +227,8 @@ fn spawn_agent(folder: &Path) -> Result<Child> {
     Ok(command.spawn()?)
 }
 
-fn configuration(name: &str, address: &str, limits: &str) -> String {
+fn configuration(name: &str, address: &str, pki: &Path, limits: &str) -> String {
+    let pki = pki.display();
     format!(
         r#"
 [host]
@@ -219,9 +237,9 @@ listen = "{address}"
 control = "run/s.sock"
 state_dir = "state"
 [tls]
-ca = "pki/{name}/ca-cert.pem"
-cert = "pki/{name}/server-cert.pem"
-key = "pki/{name}/server-key.pem"
+ca = "{pki}/ca-cert.pem"
+cert = "{pki}/server-cert.pem"
+key = "{pki}/server-key.pem"
 [peers.alpha]
 address = "127.0.0.1:1"
 accept = true

@@ -15,8 +15,8 @@ use crate::caller::Caller;
 use crate::protocol::prepare;
 use crate::{Result, expect, run};
 
-const MACHINE: &str = "pc-i440fx-7.2";
-const RAM_BYTES: u64 = 16 << 20;
+pub(crate) const MACHINE: &str = "pc-i440fx-7.2";
+pub(crate) const RAM_BYTES: u64 = 16 << 20;
 /// QEMU's start, and its end.
 const LIMIT: Duration = Duration::from_secs(30);
 /// More than an agent takes of device state: 64 MiB in frames of 256 KiB.
@@ -329,7 +329,7 @@ fn check_bystander(bench: &Bench) -> Result<()> {
 }
 
 /// Begins a job whose QEMU then waits.
-async fn begin(
+pub(crate) async fn begin(
     bench: &Bench,
     identity: &TlsIdentity,
     job: &str,
@@ -365,7 +365,7 @@ async fn last_words(source: &mut Caller) -> Result<String> {
 }
 
 /// Waits until a job is over and nothing is left of it.
-async fn wait_for_end(bench: &Bench, job: &str) -> Result<()> {
+pub(crate) async fn wait_for_end(bench: &Bench, job: &str) -> Result<()> {
     let start = Instant::now();
     loop {
         let (_, jobs) = bench.sterna(&["jobs", "-o", "json"])?;
@@ -418,7 +418,7 @@ fn described<'w>(besides: impl IntoIterator<Item = &'w str>) -> Result<String> {
     Ok(serde_json::to_string(&described.map_err(|refusals| format!("{refusals:?}"))?)?)
 }
 
-fn head(machine: &str, block: &str, bytes: u64) -> Result<Message> {
+pub(crate) fn head(machine: &str, block: &str, bytes: u64) -> Result<Message> {
     let length = u32::try_from(machine.len())?.to_be_bytes();
     let configuration = [&[7], &length[..], machine.as_bytes()].concat();
     Ok(Message::StreamHead(StreamHead {
@@ -428,7 +428,7 @@ fn head(machine: &str, block: &str, bytes: u64) -> Result<Message> {
     }))
 }
 
-fn last(tail_bytes: u64) -> Message {
+pub(crate) fn last(tail_bytes: u64) -> Message {
     Message::Final(Final {
         root: Root::ZERO_MEMORY,
         frames_per_connection: vec![0, 0],

@@ -10,6 +10,7 @@ mod destination;
 mod floods;
 mod guest;
 mod protocol;
+mod replay;
 mod strangers;
 
 /// Anything that goes wrong in a test.
