@@ -39,6 +39,10 @@ pub enum Phase {
     Offered,
     /// The destination is about to resume the guest.
     Entitled,
+    /// The guest runs at the destination and is about to lack pages (post-copy only).
+    Faulting,
+    /// The source is about to send the pages that the guest lacks there (post-copy only).
+    Serving,
     /// The guest runs at the destination.
     Running,
     /// The source is about to end its QEMU.
@@ -71,7 +75,10 @@ pub enum Blow {
 }
 
 impl Phase {
-    /// All, in the order of a move.
+    /// Those that only a move by post-copy has.
+    pub const OF_POST_COPY: [Self; 2] = [Self::Faulting, Self::Serving];
+
+    /// All that every move has, in their order.
     pub const ALL: [Self; 8] = [
         Self::Preparing,
         Self::Starting,
@@ -108,6 +115,8 @@ impl Phase {
             Self::Copying | Self::Stopping => (from, "\"stopping\""),
             Self::Offered => (from, "\"offered\""),
             Self::Entitled => (from.other(), "\"entitled\""),
+            Self::Faulting => (from.other(), "\"faulting\""),
+            Self::Serving => (from, "\"serving\""),
             Self::Running => (from.other(), "\"running\""),
             Self::Gone => (from, "\"gone\""),
         };

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sterna_host::tls::{read_frame, write_frame};
 use sterna_model::{HostName, Refusal};
 use sterna_wire::message::{Answer, Inquire, Prepare, Refused};
+use sterna_wire::post_copy::Rejoin;
 use sterna_wire::{AnswerState, FrameKind, Message, Role, Sender};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -157,6 +158,17 @@ async fn control(
                 return Ok(());
             }
             Message::Inquire(inquire) => answer(agent, peer, &inquire, &link).await,
+            Message::Rejoin(rejoin) => {
+                let handle = agent.incoming(&rejoin.job).filter(|handle| handle.peer == *peer);
+                let Some(handle) = handle else {
+                    let Rejoin { job, uuid, epoch, .. } = rejoin;
+                    answer(agent, peer, &Inquire { job, uuid, epoch }, &link).await;
+                    continue;
+                };
+                handle.rejoin(rejoin, link).await;
+                pass_on(&mut inbox, &handle).await;
+                return Ok(());
+            }
             Message::Ping(echo) => drop(link.send(&Message::Pong(echo)).await),
             other => {
                 let why =

@@ -11,7 +11,7 @@ pub use protocol::{
     Request, Response, Strategy, StrategyForecast, VmState, VmView,
 };
 pub use report::{
-    DiskReport, DowntimeParts, MemoryReport, PageCounts, PhaseTimes, Report, RoundReport,
-    VerifyReport, WireBytes,
+    DiskReport, DowntimeParts, FaultLatency, MemoryReport, PageCounts, PhaseTimes, Report,
+    RoundReport, VerifyReport, WireBytes,
 };
 pub use resolve::{Choice, Decision, JournalView, PeerAnswer, QemuView, ResolveView, StateView};

@@ -52,6 +52,23 @@ pub struct Report {
     pub phases_ms: PhaseTimes,
     /// What was compared.
     pub verify: VerifyReport,
+    /// Pages that the guest had to wait for in post-copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// How long it waited for one, from QEMU's request to the page in its stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_latency_us: Option<FaultLatency>,
+}
+
+/// How long the guest waited for pages, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultLatency {
+    /// Half of the waits were no longer.
+    pub p50: u64,
+    /// All but one in a hundred were no longer.
+    pub p99: u64,
+    /// The longest.
+    pub max: u64,
 }
 
 /// Parts of the downtime, one after the other.

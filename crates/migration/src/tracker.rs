@@ -184,6 +184,20 @@ impl Tracker {
         held_back
     }
 
+    /// Takes one page, whoever's it is, and clears its marks; `None` when it is not marked. For a page that a guest waits
+    /// for, while workers go through theirs: whoever takes it is the only one who sends it.
+    #[must_use]
+    pub fn claim_page(&self, page: PageId) -> Option<Claim> {
+        let (word, bit) = (page.0 < self.pages).then(|| place(page))?;
+        let in_round = self.round[word].fetch_and(!bit, Ordering::AcqRel);
+        let marked = self.dirty[word].fetch_and(!bit, Ordering::AcqRel);
+        ((in_round | marked) & bit != 0).then(|| Claim {
+            page,
+            zero: self.zero[word].load(Ordering::Acquire) & bit != 0,
+            hot: self.reports[page.index()].load(Ordering::Relaxed) > 1,
+        })
+    }
+
     /// The pages of a word that can be claimed, and those that are left for the next round.
     fn claimable(&self, round: Round, word: usize) -> (u64, u64) {
         if round == Round::Later {
@@ -205,9 +219,12 @@ impl Tracker {
 
     /// Clears the marks of `bits` and hands the pages over. Returns whether nothing claimable stays in the word.
     fn take(&self, round: Round, word: usize, bits: u64, taken: &mut impl Extend<Claim>) -> bool {
+        let mut bits = bits;
         if bits != 0 {
-            self.round[word].fetch_and(!bits, Ordering::AcqRel);
-            self.dirty[word].fetch_and(!bits, Ordering::AcqRel);
+            // Some may have been taken one by one since they were looked at.
+            let in_round = self.round[word].fetch_and(!bits, Ordering::AcqRel);
+            let marked = self.dirty[word].fetch_and(!bits, Ordering::AcqRel);
+            bits &= in_round | marked;
         }
         let zeros = self.zero[word].load(Ordering::Acquire);
         let mut rest = bits;

@@ -13,8 +13,16 @@ use std::sync::mpsc::Receiver;
 use sterna_model::{PageHash, PageId, ZERO_PAGE};
 use sterna_qemu_stream::{Command, Configuration, RamSection, Writer};
 
+use super::faulting::{Faulting, Next};
 use super::memory::DestinationMemory;
+use super::return_path;
 
+/// What a stream begins with after which the guest may run before all its memory is there. QEMU answers the last one when
+/// it has discarded all memory, and what is written before would be lost.
+const OPENING: [Command; 3] =
+    [Command::OpenReturnPath, Command::PostcopyAdvise, Command::Ping(return_path::READY)];
+/// Pages of post-copy that are written at a time: few, so that one that the guest waits for is soon next.
+const PAGES_AT_ONCE: usize = 8;
 /// Bytes that are put together before they are written.
 const FLUSH_BYTES: usize = 256 << 10;
 
@@ -25,6 +33,8 @@ pub(super) enum Order {
     Feed,
     /// Feed the rest, these commands, the end and this tail.
     Finish(Vec<Command>, Vec<u8>),
+    /// Feed the rest, these commands, and this tail so that the guest can run without these pages; then the pages.
+    FinishFaulting(Vec<Command>, Vec<u8>, Arc<Faulting>),
 }
 
 /// One stream into QEMU.
@@ -37,6 +47,8 @@ pub(super) struct Loader {
     pub configuration: Configuration,
     /// The RAM section's numbers.
     pub ram: RamSection,
+    /// Whether the guest may run before all its memory is there.
+    pub post_copy: bool,
     /// Where orders come from.
     pub orders: Receiver<Order>,
 }
@@ -49,7 +61,8 @@ impl Loader {
     pub(super) fn run(self) -> Result<(), String> {
         let mut out = Vec::new();
         let layout = self.memory.layout().clone();
-        let writer = Writer::begin(&mut out, &self.configuration, &[], self.ram, layout);
+        let opening: &[Command] = if self.post_copy { &OPENING } else { &[] };
+        let writer = Writer::begin(&mut out, &self.configuration, opening, self.ram, layout);
         let fed = self.memory.staged_pages().map(|page| (page, 0)).collect();
         let mut feed = Feed { writer, fed, out, stream: self.stream, memory: self.memory };
         feed.flush()?;
@@ -57,9 +70,28 @@ impl Loader {
             match order {
                 Order::Feed => feed.pages()?,
                 Order::Finish(commands, tail) => return feed.finish(&commands, &tail),
+                Order::FinishFaulting(commands, tail, faulting) => {
+                    return feed.finish_faulting(&commands, &tail, &faulting);
+                }
             }
         }
         Ok(())
+    }
+}
+
+impl Loader {
+    /// Gives QEMU the pages that the guest lacks, on a stream that was taken up again.
+    ///
+    /// # Errors
+    /// In words, when QEMU does not read on.
+    pub(super) fn go_on(
+        stream: UnixStream,
+        memory: Arc<DestinationMemory>,
+        writer: Writer,
+    ) -> Result<(), String> {
+        let Some(faulting) = memory.faulting().map(Arc::clone) else { return Ok(()) };
+        let feed = Feed { writer, fed: Vec::new(), out: Vec::new(), stream, memory };
+        feed.place(&faulting)
     }
 }
 
@@ -109,10 +141,50 @@ impl Feed {
         }
         self.writer.end(&mut self.out);
         self.out.extend_from_slice(tail);
-        let failed =
-            |error: std::io::Error| format!("QEMU does not take its device state: {error}");
-        self.stream.write_all(&self.out).map_err(failed)?;
-        self.stream.shutdown(Shutdown::Write).map_err(failed)
+        close(self.stream, &self.out, "its device state")
+    }
+
+    fn finish_faulting(
+        mut self,
+        commands: &[Command],
+        tail: &[u8],
+        faulting: &Faulting,
+    ) -> Result<(), String> {
+        self.pages()?;
+        for command in commands {
+            self.writer.command(&mut self.out, *command);
+        }
+        let discarded = self.writer.discard(&mut self.out, faulting.runs());
+        discarded.map_err(|error| error.to_string())?;
+        let packed = self.writer.package(&mut self.out, tail, return_path::LOADED);
+        packed.map_err(|error| error.to_string())?;
+        self.flush()?;
+        self.place(faulting)
+    }
+
+    /// Gives QEMU the pages that the guest lacks, as they come.
+    fn place(mut self, faulting: &Faulting) -> Result<(), String> {
+        let stream = faulting.stream();
+        loop {
+            let pages = match faulting.next(stream, PAGES_AT_ONCE) {
+                Next::Pages(pages) => pages,
+                Next::Complete => break,
+                Next::Closed => return Ok(()),
+            };
+            let mut part = self.writer.part(&mut self.out);
+            for placed in &pages {
+                let fed = match &placed.content {
+                    Some(content) => part.page(placed.page, content),
+                    None => part.zero_page(placed.page),
+                };
+                fed.map_err(|error| error.to_string())?;
+            }
+            part.close();
+            self.flush()?;
+            faulting.given(&pages);
+        }
+        self.writer.end_of_postcopy(&mut self.out);
+        close(self.stream, &self.out, "the end of its stream")
     }
 
     fn flush(&mut self) -> Result<(), String> {
@@ -120,4 +192,11 @@ impl Feed {
         self.out.clear();
         written.map_err(|error| format!("QEMU does not take its stream: {error}"))
     }
+}
+
+/// Writes what is left, and says that nothing more comes.
+fn close(mut stream: UnixStream, rest: &[u8], what: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("QEMU does not take {what}: {error}");
+    stream.write_all(rest).map_err(failed)?;
+    stream.shutdown(Shutdown::Write).map_err(failed)
 }

@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sterna_host::memory::{BlockMemory, MemoryError};
 use sterna_model::{BlockName, ByteCount, Layout, PAGE_BYTES, Page, PageHash, PageId, Root};
 use sterna_page_codec::{Missing, PageKey, PageStore, Stored, is_zero, page_hash};
+
+use super::faulting::{Faulting, Lane};
+use super::recover::Present;
 
 /// Locks for pages; a page's is that of its stripe.
 const LOCKS: usize = 64;
@@ -30,6 +33,8 @@ pub(super) struct DestinationMemory {
     missing: Mutex<BTreeMap<PageId, u32>>,
     asked: Mutex<Vec<(PageId, u32)>>,
     hashed: AtomicU64,
+    /// The guest runs here, or is about to, and lacks pages.
+    faulting: OnceLock<Arc<Faulting>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +54,22 @@ impl DestinationMemory {
         shared: Vec<BlockMemory>,
         budget: ByteCount,
     ) -> Result<Self, MemoryError> {
+        for memory in &shared {
+            // Whatever QEMU put there at its start is not the guest's.
+            memory.punch(0, memory.length_bytes())?;
+        }
+        Self::open_as_it_is(layout, shared, budget)
+    }
+
+    /// As [`DestinationMemory::open`], of a guest that runs here already: nothing of it is touched.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn open_as_it_is(
+        layout: Layout,
+        shared: Vec<BlockMemory>,
+        budget: ByteCount,
+    ) -> Result<Self, MemoryError> {
         let mut shared = shared;
         let mut staged_bytes: u64 = 0;
         let mut blocks = Vec::with_capacity(layout.blocks().len());
@@ -59,8 +80,6 @@ impl DestinationMemory {
                 Some(at) => {
                     let memory = shared.swap_remove(at);
                     check_length(&memory, length_bytes)?;
-                    // Whatever QEMU put there at its start is not the guest's.
-                    memory.punch(0, length_bytes)?;
                     DestinationBlock { memory, shared: true }
                 }
                 None => {
@@ -96,7 +115,50 @@ impl DestinationMemory {
             missing: Mutex::default(),
             asked: Mutex::default(),
             hashed: AtomicU64::new(0),
+            faulting: OnceLock::new(),
         })
+    }
+
+    /// What the guest lacks, once it runs without all its pages.
+    #[must_use]
+    pub(super) fn faulting(&self) -> Option<&Arc<Faulting>> {
+        self.faulting.get()
+    }
+
+    /// From now on pages that come are for QEMU to place, not for us to write. Gives nothing when no page is absent.
+    pub(super) fn begin_faulting(&self) -> Option<Arc<Faulting>> {
+        let absent = |page: &PageId| {
+            self.stored(*page).is_some_and(|stored| stored.hash == PageHash::ABSENT)
+        };
+        let pages = self.layout.pages();
+        (0..pages).map(PageId).any(|page| absent(&page)).then(|| {
+            let lacking = (0..pages).map(PageId).filter(absent);
+            Arc::clone(self.faulting.get_or_init(|| Arc::new(Faulting::new(pages, lacking))))
+        })
+    }
+
+    /// The guest runs here, and this is what it lacks: found out anew.
+    pub(super) fn fault_again(&self, lacking: Vec<PageId>) {
+        let pages = self.layout.pages();
+        let faulting =
+            self.faulting.get_or_init(|| Arc::new(Faulting::new(pages, std::iter::empty())));
+        faulting.reset(lacking.into_iter());
+    }
+
+    /// Which pages of a block are data in the file behind it. Nothing is touched by looking.
+    ///
+    /// # Errors
+    /// When the guest has no such block, or its file cannot be looked into.
+    pub(super) fn present(&self, name: &BlockName) -> Result<Present, MemoryError> {
+        let at = self.layout.blocks().iter().position(|block| block.name == *name);
+        let at = at.ok_or_else(|| not_found(name, "a block of the guest", "none of this name"))?;
+        let memory = &self.blocks[at].memory;
+        let (mut data, mut offset) = (Vec::new(), 0);
+        while let Some(run) = memory.next_present(offset)? {
+            offset = run.end;
+            data.push(run);
+        }
+        Ok(Present::new(self.layout.blocks()[at].page_numbers(), data))
     }
 
     /// The blocks' names and lengths.
@@ -179,6 +241,10 @@ impl DestinationMemory {
     fn compare(&self, first: u32, contents: &[u8], key: &PageKey) -> Result<(), String> {
         for (page, content) in (first..).map(PageId).zip(contents.as_chunks::<PAGE_BYTES>().0) {
             let expected = self.stored(page).map_or(PageHash::ZERO, |stored| stored.hash);
+            // Its content follows, and is checked when it comes.
+            if expected == PageHash::ABSENT {
+                continue;
+            }
             let found = if is_zero(content) { PageHash::ZERO } else { page_hash(key, content) };
             if expected != found {
                 return Err(format!(
@@ -231,15 +297,17 @@ impl DestinationMemory {
     }
 }
 
-/// One connection's hand on the memory.
+/// One connection's hand on the memory. While the guest runs here, pages go to QEMU instead.
 #[derive(Debug)]
-pub(super) struct Store<'a>(pub &'a DestinationMemory);
+pub(super) struct Store<'a>(pub &'a DestinationMemory, pub Lane);
 
 impl PageStore for Store<'_> {
     type Error = MemoryError;
 
     fn entry(&mut self, page: PageId) -> Option<Stored> {
-        self.0.stored(page).filter(|stored| stored.version > 0)
+        // The guest changes what is there: nothing may be built on it.
+        let still = self.0.faulting().is_none();
+        self.0.stored(page).filter(|stored| stored.version > 0 && still)
     }
 
     fn read(&mut self, page: PageId, into: &mut Page) -> Result<(), MemoryError> {
@@ -255,6 +323,12 @@ impl PageStore for Store<'_> {
     ) -> Result<(), MemoryError> {
         self.0.hashed.fetch_add(entries.len() as u64, Ordering::Relaxed);
         let pages = contents.as_chunks::<PAGE_BYTES>().0;
+        if let Some(faulting) = self.0.faulting() {
+            for (page, content) in (first.0..).map(PageId).zip(pages) {
+                faulting.place(page, Some(content), self.1);
+            }
+            return Ok(());
+        }
         let numbers = first.0..;
         // One write for each part of the run that lies in one stripe and one block, all its pages newer.
         let mut begun = 0;
@@ -290,6 +364,12 @@ impl PageStore for Store<'_> {
     }
 
     fn write_zeros(&mut self, first: PageId, count: u32, version: u32) -> Result<(), MemoryError> {
+        if let Some(faulting) = self.0.faulting() {
+            for page in (first.0..first.0.saturating_add(count)).map(PageId) {
+                faulting.place(page, None, self.1);
+            }
+            return Ok(());
+        }
         for page in (first.0..first.0.saturating_add(count)).map(PageId) {
             let (block, offset) = self.0.place(page)?;
             let mut root = self.0.lock_of(page);

@@ -7,13 +7,17 @@
 
 mod acceptance;
 mod drive;
+mod faulting;
+mod latency;
 mod loader;
 mod memory;
 mod qemu;
 mod receiver;
+mod recover;
+mod return_path;
 mod streams;
 
 pub(crate) use acceptance::{Programs, look};
-pub(crate) use drive::{Handle, begin};
+pub(crate) use drive::{Handle, Left, begin, resume};
 pub(crate) use qemu::Checked;
 pub(crate) use streams::DataConnection;

@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sterna_host::memory::{BlockMemory, shared_blocks_of};
-use sterna_host::qmp::Qmp;
-use sterna_model::{BlockName, Refusal};
+use sterna_host::qmp::{Qmp, RunState};
+use sterna_model::{BlockName, ByteCount, PAGE_BYTES, Refusal};
 use sterna_qemu_args::Rebuilt;
 use sterna_wire::message::Prepare;
 
 use super::acceptance;
+use super::memory::DestinationMemory;
 use crate::agent::Agent;
+use crate::journal::MemoryRecord;
 use crate::place::{Place, monitor_argument};
 use crate::registry::{Owner, ProcessId, Record};
 use crate::vm::{Live, Vm, fresh_record};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// A QEMU that loads is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// What the file of a `memory-backend-memfd` is called.
 const MEMFD_LABEL: &str = "memory-backend-memfd";
 
@@ -34,6 +38,54 @@ pub(super) struct Waiting {
     pub start_time: Duration,
     /// QEMU's version, for people.
     pub version: String,
+    /// It can run the guest before all its memory is there.
+    pub post_copy: bool,
+}
+
+impl Waiting {
+    /// A guest that an agent of before this one had started.
+    pub(super) fn found(vm: Arc<Vm>, live: Live) -> Self {
+        let start_time = Duration::ZERO;
+        Self { vm, live, shared: Vec::new(), start_time, version: String::new(), post_copy: true }
+    }
+}
+
+/// The memory of a guest that runs here and lacks pages.
+///
+/// # Errors
+/// When it is not found.
+pub(super) fn memory_of(
+    live: &Live,
+    stored: &MemoryRecord,
+    budget: ByteCount,
+) -> Result<DestinationMemory, String> {
+    let wanted = stored.shared_blocks.iter().map(|name| {
+        let block = stored.layout.block_named(name);
+        let pages = block.ok_or("the journal tells a block without its length")?.pages;
+        Ok((name.clone(), u64::from(pages) * PAGE_BYTES as u64))
+    });
+    let wanted = wanted.collect::<Result<Vec<_>, String>>()?;
+    let shared = shared_memory(live, wanted)?;
+    DestinationMemory::open_as_it_is(stored.layout.clone(), shared, budget)
+        .map_err(|error| error.to_string())
+}
+
+/// The files behind these blocks, of which QEMU made one each, in this order.
+fn shared_memory(
+    live: &Live,
+    wanted: impl IntoIterator<Item = (BlockName, u64)>,
+) -> Result<Vec<BlockMemory>, String> {
+    let files = shared_blocks_of(&live.process).map_err(|error| error.to_string())?;
+    let mut files = files.into_iter().filter(|file| file.label == MEMFD_LABEL);
+    let mut shared = Vec::new();
+    for (block, length_bytes) in wanted {
+        let file = files.next().filter(|file| file.length_bytes == length_bytes);
+        let file = file.ok_or_else(|| {
+            format!("QEMU has not made the memory of {block} ({})", ByteCount(length_bytes))
+        })?;
+        shared.push(BlockMemory::File { block, length_bytes, file: file.file, start: 0 });
+    }
+    Ok(shared)
 }
 
 /// A guest that can be taken.
@@ -82,8 +134,9 @@ impl Checked {
         };
         match opened {
             Ok((shared, version)) => {
+                let post_copy = prepare.post_copy && can_wait_for_pages(&live.qmp).await;
                 let vm = self.register(agent, prepare, live.clone());
-                Ok(Waiting { vm, live, shared, start_time: begun.elapsed(), version })
+                Ok(Waiting { vm, live, shared, start_time: begun.elapsed(), version, post_copy })
             }
             Err(error) => {
                 let _ = live.kill().await;
@@ -109,23 +162,11 @@ impl Checked {
     }
 
     fn open_memory(&self, live: &Live) -> Result<Vec<BlockMemory>, String> {
-        let files = shared_blocks_of(&live.process).map_err(|error| error.to_string())?;
-        let mut files = files.into_iter().filter(|file| file.label == MEMFD_LABEL);
-        let mut shared = Vec::new();
-        for block in &self.rebuilt.shared_blocks {
+        let wanted = self.rebuilt.shared_blocks.iter().map(|block| {
             let name = BlockName::new(block.name.as_bytes()).map_err(|error| error.to_string())?;
-            let file = files.next().filter(|file| file.length_bytes == block.bytes.0);
-            let file = file.ok_or_else(|| {
-                format!("QEMU has not made the memory of {name} ({})", block.bytes)
-            })?;
-            shared.push(BlockMemory::File {
-                block: name,
-                length_bytes: block.bytes.0,
-                file: file.file,
-                start: 0,
-            });
-        }
-        Ok(shared)
+            Ok((name, block.bytes.0))
+        });
+        shared_memory(live, wanted.collect::<Result<Vec<_>, String>>()?)
     }
 
     fn register(self, agent: &Agent, prepare: &Prepare, live: Live) -> Arc<Vm> {
@@ -157,6 +198,38 @@ async fn ready(qmp: &Qmp) -> Result<String, String> {
     })?;
     let version = qmp.query_version().await.map_err(|error| error.to_string())?;
     Ok(version.to_string())
+}
+
+/// Switches on what a guest needs that runs before all its memory is there.
+async fn can_wait_for_pages(qmp: &Qmp) -> bool {
+    match qmp.set_migration_capabilities(&[("postcopy-ram", true)]).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::info!(%error, "QEMU cannot run this guest before all its memory is there");
+            false
+        }
+    }
+}
+
+/// Waits until QEMU has left its load: the images are its own then, and the guest can be resumed.
+///
+/// # Errors
+/// When it does not, or does not answer.
+pub(super) async fn left_load(qmp: &Qmp) -> Result<(), String> {
+    let until = tokio::time::Instant::now() + COMMAND_TIMEOUT;
+    loop {
+        let status = qmp.query_status().await.map_err(|error| error.to_string())?.status;
+        if status != RunState::InMigrate {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > until {
+            let seconds = COMMAND_TIMEOUT.as_secs();
+            return Err(format!(
+                "expected QEMU to leave its load within {seconds} s, found it there"
+            ));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Hands QEMU our end of a stream to load.

@@ -9,6 +9,7 @@ use sterna_page_codec::{Decoder, PageKey};
 use sterna_wire::{FrameKind, FrameReader};
 use tokio::sync::Notify;
 
+use super::faulting::Lane;
 use super::memory::{DestinationMemory, Store};
 
 /// What a connection has done so far.
@@ -24,6 +25,8 @@ pub(super) struct Receiver {
     pub link: DataStream,
     /// Where its frames start: after the hello.
     pub frames: FrameReader,
+    /// What it carries.
+    pub lane: Lane,
     /// The job's key.
     pub key: PageKey,
     /// The guest's memory, once it is known.
@@ -44,7 +47,7 @@ impl Receiver {
         let Ok(memory) = self.memory.recv() else { return Ok(()) };
         let decoder = Decoder::new(self.key.clone(), memory.layout().pages());
         let mut decoder = decoder.map_err(|error| error.to_string())?;
-        let mut store = Store(&memory);
+        let mut store = Store(&memory, self.lane);
         while self.link.read_frame(&mut self.frames).map_err(|error| error.to_string())? {
             let Some(frame) = self.frames.frame() else { continue };
             if frame.kind != FrameKind::Pages {

@@ -9,16 +9,19 @@ use std::time::{Duration, Instant};
 
 use sterna_host::memory::BlockMemory;
 use sterna_host::tls::{DataHandle, DataStream};
-use sterna_model::{ByteCount, Root};
+use sterna_model::{BlockName, ByteCount, PageId, Root};
 use sterna_page_codec::PageKey;
-use sterna_qemu_stream::{Command, Configuration, RamSection};
+use sterna_qemu_stream::{Command, Configuration, RamSection, ReturnPath};
 use sterna_wire::message::{self as wire, Prepare};
 use sterna_wire::{FrameReader, Message, Verify};
 use tokio::sync::Notify;
 
+use super::faulting::{Faulting, Lane};
 use super::loader::{Loader, Order};
 use super::memory::DestinationMemory;
 use super::receiver::{Applied, Receiver};
+use super::recover::{self, Recovered};
+use super::return_path::Listener;
 
 /// Bytes of device state that are accepted, at most.
 const MAX_TAIL_BYTES: usize = 64 << 20;
@@ -44,18 +47,33 @@ pub(super) enum StreamEvent {
     Failed(String),
     /// All memory was read again and is as it should be.
     Verified,
+    /// QEMU is ready for post-copy: pages may be written.
+    Ready,
+    /// QEMU has loaded the devices of a guest that lacks pages.
+    DevicesLoaded,
+    /// The guest waits for these pages.
+    Wanted(Vec<PageId>),
+    /// QEMU's stream of this number broke.
+    Broken(u32, String),
 }
 
-type Report = Arc<dyn Fn(StreamEvent) + Send + Sync>;
+pub(super) type Report = Arc<dyn Fn(StreamEvent) + Send + Sync>;
 
 /// See the module.
 pub(super) struct Streams {
     key: PageKey,
     verify: Verify,
     report: Report,
+    /// The guest may run before all its memory is there; the last connection is then for what it waits for.
+    post_copy: bool,
+    connections: u16,
     receivers: Vec<Option<Connected>>,
     progress: Arc<Notify>,
     memory: Option<Arc<DestinationMemory>>,
+    /// Pages may be written.
+    let_in: bool,
+    /// Counts QEMU's streams.
+    stream: u32,
     loader: Option<Sender<Order>>,
     tail: Vec<u8>,
     last: Option<wire::Final>,
@@ -78,14 +96,29 @@ impl Streams {
             key: PageKey(prepare.page_key.0),
             verify: prepare.verify,
             report: Arc::new(report),
+            post_copy: false,
+            connections: prepare.connections,
             receivers: (0..prepare.connections).map(|_| None).collect(),
             progress: Arc::new(Notify::new()),
             memory: None,
+            let_in: false,
+            stream: 0,
             loader: None,
             tail: Vec::new(),
             last: None,
             acknowledged_at: None,
         }
+    }
+
+    /// QEMU can run the guest before all its memory is there.
+    pub(super) fn allow_post_copy(&mut self) {
+        self.post_copy = true;
+        self.receivers.push(None);
+    }
+
+    /// What the guest lacks, once it runs without all its pages.
+    pub(super) fn faulting(&self) -> Option<&Arc<Faulting>> {
+        self.memory.as_ref()?.faulting()
     }
 
     /// Woken when frames were applied.
@@ -111,7 +144,9 @@ impl Streams {
         let (sender, memory): (_, Channel<_>) = channel();
         let applied = Arc::new(Applied::default());
         let handle = connection.link.handle().map_err(|error| error.to_string())?;
+        let lane = if connection.number == self.connections { Lane::Urgent } else { Lane::Bulk };
         let receiver = Receiver {
+            lane,
             link: connection.link,
             frames: connection.frames,
             key: self.key.clone(),
@@ -119,7 +154,7 @@ impl Streams {
             applied: Arc::clone(&applied),
             progress: Arc::clone(&self.progress),
         };
-        if let Some(memory) = &self.memory {
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.let_in) {
             let _ = sender.send(Arc::clone(memory));
         }
         let report = Arc::clone(&self.report);
@@ -147,11 +182,20 @@ impl Streams {
         }
         let memory = DestinationMemory::open(head.layout.clone(), shared, budget);
         let memory = Arc::new(memory.map_err(|error| error.to_string())?);
-        for connected in self.receivers.iter().flatten() {
-            let _ = connected.memory.send(Arc::clone(&memory));
-        }
         self.memory = Some(memory);
+        if !self.post_copy {
+            self.let_in();
+        }
         Ok(())
+    }
+
+    /// Lets pages be written; until then they wait in their connections.
+    pub(super) fn let_in(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        self.let_in = true;
+        for connected in self.receivers.iter().flatten() {
+            let _ = connected.memory.send(Arc::clone(memory));
+        }
     }
 
     /// Begins to feed QEMU.
@@ -169,15 +213,83 @@ impl Streams {
         let wire::RamSection { section, instance } = head.ram_section;
         let ram = RamSection { section_id: section, instance_id: instance };
         let (sender, orders) = channel();
-        let loader = Loader { stream, memory, configuration, ram, orders };
-        let report = Arc::clone(&self.report);
+        let (report, number) = (Arc::clone(&self.report), self.stream);
+        if self.post_copy {
+            let back = stream.try_clone().map_err(|error| error.to_string())?;
+            self.listen(back, ReturnPath::new(memory.layout().clone()), &memory)?;
+        }
+        let post_copy = self.post_copy;
+        let loader = Loader { stream, memory, configuration, ram, post_copy, orders };
         spawn("sterna-loader", move || {
             if let Err(why) = loader.run() {
-                report(StreamEvent::Failed(why));
+                report(StreamEvent::Broken(number, why));
             }
         })?;
         self.loader = Some(sender);
         Ok(())
+    }
+
+    /// The memory of a guest that runs here and lacks pages, as a restarted agent finds it.
+    pub(super) fn adopt(&mut self, memory: DestinationMemory) {
+        self.memory = Some(Arc::new(memory));
+        self.post_copy = true;
+        self.let_in = true;
+    }
+
+    /// Takes QEMU's broken stream up again; what the guest lacks is found out anew. Blocks until QEMU waits for pages.
+    ///
+    /// # Errors
+    /// When QEMU does not answer as it should.
+    pub(super) fn recover(
+        &mut self,
+        stream: UnixStream,
+        blocks: &[BlockName],
+        ram: wire::RamSection,
+    ) -> Result<(), String> {
+        let Some(memory) = self.memory.clone() else { return Err("the memory is not open".into()) };
+        let ram = RamSection { section_id: ram.section, instance_id: ram.instance };
+        let Recovered { stream, writer, messages } =
+            recover::recover(stream, &memory, blocks, ram)?;
+        let back = stream.try_clone().map_err(|error| error.to_string())?;
+        self.stream += 1;
+        self.listen(back, messages, &memory)?;
+        let (report, number) = (Arc::clone(&self.report), self.stream);
+        spawn("sterna-loader", move || {
+            if let Err(why) = Loader::go_on(stream, memory, writer) {
+                report(StreamEvent::Broken(number, why));
+            }
+        })
+    }
+
+    fn listen(
+        &self,
+        stream: UnixStream,
+        messages: ReturnPath,
+        memory: &Arc<DestinationMemory>,
+    ) -> Result<(), String> {
+        let (memory, report) = (Arc::clone(memory), Arc::clone(&self.report));
+        let listener = Listener { stream, number: self.stream, messages, memory, report };
+        spawn("sterna-return", move || listener.run())
+    }
+
+    /// Whether this is QEMU's present stream: what an earlier one still says is nothing about it.
+    pub(super) fn is_current(&self, number: u32) -> bool {
+        self.stream == number
+    }
+
+    /// Forgets all data connections: the source makes new ones.
+    pub(super) fn leave_connections(&mut self) {
+        for connected in self.receivers.iter_mut().filter_map(Option::take) {
+            connected.handle.close();
+        }
+    }
+
+    /// The source makes its connections anew, so many and one for what the guest waits for.
+    pub(super) fn rejoin(&mut self, key: PageKey, connections: u16) {
+        self.leave_connections();
+        self.key = key;
+        self.connections = connections;
+        self.receivers = (0..=connections).map(|_| None).collect();
     }
 
     /// Feeds QEMU what has come of the blocks that it does not share.
@@ -226,7 +338,8 @@ impl Streams {
         let frames = |slot: &Option<Connected>| {
             slot.as_ref().map_or(0, |connected| connected.applied.frames.load(Ordering::Acquire))
         };
-        self.receivers.iter().map(frames).collect()
+        // What the guest waits for is on a connection that is not counted.
+        self.receivers.iter().take(usize::from(self.connections)).map(frames).collect()
     }
 
     /// The source's root, once, when everything that it sent is applied and nothing is missing.
@@ -244,7 +357,12 @@ impl Streams {
             self.last.as_ref().map(|last| last.commands.iter().filter_map(command).collect());
         if let Some(loader) = self.loader.take() {
             let tail = std::mem::take(&mut self.tail);
-            let _ = loader.send(Order::Finish(commands.unwrap_or_default(), tail));
+            let faulting = self.memory.as_ref().and_then(|memory| memory.begin_faulting());
+            let commands = commands.unwrap_or_default();
+            let _ = loader.send(match faulting {
+                Some(faulting) => Order::FinishFaulting(commands, tail, faulting),
+                None => Order::Finish(commands, tail),
+            });
         }
     }
 
@@ -280,6 +398,9 @@ impl Streams {
     pub(super) fn close(&mut self) {
         for connected in self.receivers.drain(..).flatten() {
             connected.handle.close();
+        }
+        if let Some(faulting) = self.faulting() {
+            faulting.close();
         }
         self.loader = None;
         // The job may be asked what became of it for long; it does not need the guest's memory for that.

@@ -19,7 +19,8 @@ use sterna_api::{Decision, Report};
 use sterna_host::clock;
 use sterna_host::durable::{DurableLog, sync_folder_of};
 use sterna_migration::journal::{DestinationRecord, SourceRecord, Subject};
-use sterna_model::JobId;
+use sterna_model::{BlockName, JobId, Layout};
+use sterna_wire::message::RamSection;
 
 use crate::registry::ProcessId;
 
@@ -40,6 +41,8 @@ pub(crate) enum Entry {
     Process(ProcessId),
     /// The guest was running (or paused by its user) when the job began.
     GuestRan(bool),
+    /// What the guest's memory consists of, where it may be moved by post-copy.
+    Memory(MemoryRecord),
     /// Where the source is.
     Source(SourceRecord),
     /// Where the destination is.
@@ -52,6 +55,18 @@ pub(crate) enum Entry {
     Report(Box<Report>),
     /// A person has decided where the guest is; what follows from it comes after.
     Resolved(Decision),
+}
+
+/// A guest's memory, as either side needs it to go on with post-copy after a restart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MemoryRecord {
+    /// Its blocks.
+    pub layout: Layout,
+    /// Those that the destination's QEMU shares with its agent: their pages may follow in post-copy.
+    pub shared_blocks: Vec<BlockName>,
+    /// The RAM section of QEMU's stream; only the destination needs it.
+    pub ram_section: Option<RamSection>,
 }
 
 /// An entry with the time at which it was written, beside it: earlier builds wrote none, and pass over it.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use sterna_api::{Decision, Report, StateView};
 use sterna_migration::journal::{DestinationRecord, SourceRecord, Subject};
 
-use super::Entry;
+use super::{Entry, MemoryRecord};
 use crate::registry::ProcessId;
 
 /// What a journal says.
@@ -22,6 +22,8 @@ pub(crate) struct Story {
     pub process: Option<ProcessId>,
     /// The guest ran when the job began.
     pub guest_ran: bool,
+    /// What its memory consists of, where post-copy was possible.
+    pub memory: Option<MemoryRecord>,
     /// How it ended, for people.
     pub ended: Option<String>,
     /// The guest ended with its only QEMU. Whoever reported it says so in the report.
@@ -115,6 +117,7 @@ impl Story {
             peer_address: None,
             process: None,
             guest_ran: true,
+            memory: None,
             ended: None,
             is_lost: false,
             report: None,
@@ -128,6 +131,7 @@ impl Story {
             Entry::PeerAddress(address) => self.peer_address = Some(address),
             Entry::Process(process) => self.process = Some(process),
             Entry::GuestRan(ran) => self.guest_ran = ran,
+            Entry::Memory(memory) => self.memory = Some(memory),
             Entry::Source(record) => self.side = Side::Source(record),
             Entry::Destination(record) => self.side = Side::Destination(record),
             Entry::Ended(how) => self.ended = Some(how),
@@ -153,23 +157,23 @@ fn in_words(entry: &Entry) -> String {
         SourceRecord::Stopping => "stopping: the guest may have been stopped, and is the source's",
         SourceRecord::Offered => "offered: the commit may have been sent",
         SourceRecord::Serving => {
-            "serving: the guest is the destination's, and lacks pages that are here"
+            "serving: the guest runs at the destination, its last pages are here"
+        }
+        SourceRecord::Vanished => {
+            "vanished: the guest died at the destination while it lacked pages"
         }
         SourceRecord::Gone => "gone: the guest is the destination's",
         SourceRecord::Returned => "returned: the guest is the source's again",
-        SourceRecord::Vanished => "vanished: the guest died while its pages were on both hosts",
     };
     let destination = |record: &DestinationRecord| match record {
         DestinationRecord::Prepared => "prepared: a QEMU waits for the guest",
         DestinationRecord::Entitled => "entitled: the guest is the destination's",
-        DestinationRecord::Faulting => {
-            "faulting: the guest runs at the destination, and lacks pages"
+        DestinationRecord::Faulting => "faulting: the guest runs here and lacks pages",
+        DestinationRecord::Vanished => {
+            "vanished: the destination's QEMU died while pages were lacking"
         }
         DestinationRecord::Running => "running: the guest runs at the destination",
         DestinationRecord::Discarded => "discarded: the destination's QEMU is dead",
-        DestinationRecord::Vanished => {
-            "vanished: the guest died while its pages were on both hosts"
-        }
     };
     match entry {
         Entry::SourceOf(subject, _) => format!("begun: {} to {}", subject.vm, subject.peer),
@@ -178,6 +182,7 @@ fn in_words(entry: &Entry) -> String {
         Entry::Process(process) => format!("QEMU started, pid {}", process.pid),
         Entry::GuestRan(true) => "the guest ran before".to_owned(),
         Entry::GuestRan(false) => "the guest was paused by its user before".to_owned(),
+        Entry::Memory(_) => "the guest's memory is known".to_owned(),
         Entry::Source(record) => source(record).to_owned(),
         Entry::Destination(record) => destination(record).to_owned(),
         Entry::Ended(how) => format!("ended: {how}"),

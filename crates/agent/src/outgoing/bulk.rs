@@ -1,5 +1,6 @@
 //! The bulk side of a move that leaves: data connections, workers, rounds.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
@@ -7,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sterna_host::tls::{DataHandle, DataStream};
+use sterna_migration::source::Finish;
 use sterna_migration::tracker::{Round, Tracker};
 use sterna_model::{PageId, Rate, Root};
 use sterna_page_codec::{Effort, Encoder, EncoderConfig, Governor, Known, PageKey, Processors};
@@ -14,7 +16,8 @@ use sterna_wire::FrameWriter;
 
 use super::limiter::Limiter;
 use super::memory::SourceMemory;
-use super::worker::{InFlight, Order, Report, RoundDone, Shared, Totals, Worker};
+use super::urgent::Urgent;
+use super::worker::{InFlight, Mode, Order, Report, RoundDone, Shared, Totals, Worker};
 
 /// Memory for old contents and for digests of old contents, over all workers of a job.
 const CONTENT_CACHE_BYTES: usize = 8 << 20;
@@ -24,7 +27,7 @@ const DIGEST_BYTES: usize = 20 << 20;
 pub(super) type Reports = Arc<dyn Fn(usize, Report) + Send + Sync>;
 
 /// How a job's pages are sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Settings {
     /// Key of the page hashes.
     pub key: [u8; 32],
@@ -32,14 +35,31 @@ pub(super) struct Settings {
     pub effort: Option<Effort>,
     /// At most this rate.
     pub rate: Option<Rate>,
+    /// Pages that may follow in post-copy.
+    pub deferrable: Vec<Range<u32>>,
+}
+
+/// The connections of a job.
+#[derive(Default)]
+pub(super) struct Links {
+    /// For a worker each.
+    pub data: Vec<(DataStream, FrameWriter)>,
+    /// For what the guest waits for at the destination; none where post-copy is not possible.
+    pub urgent: Option<(DataStream, FrameWriter)>,
 }
 
 /// The workers of a job, and where its round stands.
 pub(super) struct Bulk {
     shared: Arc<Shared>,
     workers: Vec<Connected>,
+    urgent: Option<UrgentLink>,
     round: RoundState,
     delivered_bytes: u64,
+}
+
+struct UrgentLink {
+    requests: Sender<Vec<PageId>>,
+    handle: DataHandle,
 }
 
 struct Connected {
@@ -81,21 +101,29 @@ impl Bulk {
     /// # Errors
     /// In words, when a worker cannot be made.
     pub(super) fn start(
-        links: Vec<(DataStream, FrameWriter)>,
+        links: Links,
         memory: Arc<SourceMemory>,
         tracker: Arc<Tracker>,
         settings: &Settings,
         reports: &Reports,
     ) -> Result<Self, String> {
         let known = Arc::new(Known::new(memory.layout().pages()));
-        let shared = Arc::new(Shared::new(tracker, memory, known, Limiter::new(settings.rate)));
-        let count = links.len();
+        let limiter = Limiter::new(settings.rate);
+        let deferrable = settings.deferrable.clone();
+        let shared = Arc::new(Shared::new(tracker, memory, known, limiter, deferrable));
+        let count = links.data.len();
         let mut workers = Vec::with_capacity(count);
-        for (number, (link, frames)) in links.into_iter().enumerate() {
+        for (number, (link, frames)) in links.data.into_iter().enumerate() {
             workers.push(start_worker(number, count, link, frames, &shared, settings, reports)?);
         }
+        let urgent = match links.urgent {
+            Some((link, frames)) => {
+                Some(start_urgent(count, link, frames, &shared, settings, reports)?)
+            }
+            None => None,
+        };
         let round = RoundState::new(0, count);
-        Ok(Self { shared, workers, round, delivered_bytes: 0 })
+        Ok(Self { shared, workers, urgent, round, delivered_bytes: 0 })
     }
 
     /// Lets the workers begin the next round; the first one follows QEMU's first pass.
@@ -110,10 +138,35 @@ impl Bulk {
         self.order(number, Order::Round(round));
     }
 
-    /// Lets the workers send all that is left, with the guest stopped.
-    pub(super) fn begin_last(&mut self) {
+    /// Lets the workers send all that is left, or mark what may follow, with the guest stopped.
+    pub(super) fn begin_last(&mut self, finish: Finish) {
         self.shared.tracker.begin_round();
-        self.order(self.round.number + 1, Order::Last);
+        self.order(self.round.number + 1, Order::Last(finish));
+    }
+
+    /// Lets the workers send what the guest lacks at the destination, while it runs there.
+    ///
+    /// # Errors
+    /// When a connection cannot be looked at.
+    pub(super) fn begin_push(
+        &mut self,
+        rate: Option<Rate>,
+        round_trip: Duration,
+    ) -> Result<(), String> {
+        let handles = self.workers.iter().map(|worker| worker.handle.try_clone());
+        let handles = handles.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+        self.shared.pacer.begin(handles, rate, round_trip);
+        self.shared.tracker.begin_round();
+        self.order(self.round.number + 1, Order::Push);
+        Ok(())
+    }
+
+    /// The guest waits for these pages at the destination.
+    pub(super) fn wanted(&self, pages: Vec<PageId>) {
+        if let Some(urgent) = &self.urgent {
+            // One that is gone has reported why.
+            let _ = urgent.requests.send(pages);
+        }
     }
 
     fn order(&mut self, number: u32, order: Order) {
@@ -133,6 +186,7 @@ impl Bulk {
         round.sum.wire_bytes += done.wire_bytes;
         round.sum.held_back += done.held_back;
         round.sum.root.add(done.root);
+        round.sum.absent += done.absent;
         if let Some(frames) = round.frames.get_mut(worker) {
             *frames = done.frames;
         }
@@ -212,15 +266,19 @@ impl Bulk {
 
     /// How many pages were sent how often, by the number of sends.
     pub(super) fn resend_histogram(&self) -> Vec<u64> {
-        let mut histogram = Vec::new();
-        for page in (0..self.shared.known.pages()).map(PageId) {
-            let sends = self.shared.known.get(page).map_or(0, |entry| entry.version as usize);
-            if histogram.len() <= sends {
-                histogram.resize(sends + 1, 0);
-            }
-            histogram[sends] += 1;
-        }
-        histogram
+        histogram_of((0..self.shared.known.pages()).map(|page| self.sends_of(PageId(page))))
+    }
+
+    /// How often a page was sent.
+    pub(super) fn sends_of(&self, page: PageId) -> usize {
+        let versions = self.shared.known.get(page).map_or(0, |entry| entry.version as usize);
+        // A mark has a version too, and is no send.
+        versions.saturating_sub(self.shared.marks_of(page))
+    }
+
+    /// Pages of the guest.
+    pub(super) fn pages(&self) -> u32 {
+        self.shared.known.pages()
     }
 
     /// Bytes that were written and have not arrived: they are ahead of whatever is written next.
@@ -246,11 +304,15 @@ impl Bulk {
         for worker in self.workers.drain(..) {
             worker.handle.close();
         }
+        if let Some(urgent) = self.urgent.take() {
+            urgent.handle.close();
+        }
     }
 
     /// Ends in order: the connections are closed when everything is written.
     pub(super) fn finish(&mut self) {
         self.workers.clear();
+        self.urgent = None;
     }
 }
 
@@ -272,6 +334,18 @@ impl RoundState {
             unacknowledged_bytes: 0,
         }
     }
+}
+
+/// How many have each number.
+pub(super) fn histogram_of(numbers: impl Iterator<Item = usize>) -> Vec<u64> {
+    let mut histogram = Vec::new();
+    for number in numbers {
+        if histogram.len() <= number {
+            histogram.resize(number + 1, 0);
+        }
+        histogram[number] += 1;
+    }
+    histogram
 }
 
 fn start_worker(
@@ -303,9 +377,44 @@ fn start_worker(
         in_flight: Arc::clone(&in_flight),
         orders: inbox,
         reports: Box::new(move |report| reports(number, report)),
+        mode: Mode::default(),
     };
     let spawned =
         thread::Builder::new().name(format!("sterna-send-{number}")).spawn(move || worker.run());
     spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
     Ok(Connected { orders, in_flight, handle })
+}
+
+fn start_urgent(
+    number: usize,
+    link: DataStream,
+    frames: FrameWriter,
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    reports: &Reports,
+) -> Result<UrgentLink, String> {
+    let config = EncoderConfig {
+        key: PageKey(settings.key),
+        known: Arc::clone(&shared.known),
+        content_cache_bytes: 0,
+        digest_bytes: 0,
+    };
+    let (requests, inbox) = channel();
+    let handle = link.handle().map_err(|error| error.to_string())?;
+    let urgent = Urgent {
+        shared: Arc::clone(shared),
+        link,
+        frames,
+        encoder: Encoder::new(config).map_err(|error| error.to_string())?,
+        effort: settings.effort.unwrap_or(Urgent::EFFORT),
+        requests: inbox,
+    };
+    let reports = Arc::clone(reports);
+    let spawned = thread::Builder::new().name("sterna-urgent".into()).spawn(move || {
+        if let Err(error) = urgent.run() {
+            reports(number, Report::Failed(error.to_string()));
+        }
+    });
+    spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
+    Ok(UrgentLink { requests, handle })
 }

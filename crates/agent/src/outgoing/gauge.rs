@@ -12,6 +12,7 @@ use sterna_migration::policy::{Decision, RoundFacts};
 use sterna_model::{ByteCount, PAGE_BYTES, Rate};
 
 use super::bulk::{Bulk, RoundSum};
+use super::post_copy::PostCopy;
 use crate::jobs::Job;
 use crate::link::Link;
 
@@ -43,6 +44,8 @@ pub(super) struct Marks {
     pub committed: Option<Instant>,
     /// The guest runs at the destination, or here again.
     pub running: Option<Instant>,
+    /// All pages of post-copy were handed to the connections.
+    pub pushed: Option<Instant>,
     /// The source may be destroyed.
     pub over: Option<Instant>,
 }
@@ -73,6 +76,8 @@ pub(super) struct Gauge {
     link_rate: Option<Rate>,
     page_cost: Option<ByteCount>,
     held_back: u64,
+    /// Post-copy, if it came to that.
+    post_copy: PostCopy,
     /// Pages sent with the guest stopped, and the device state.
     downtime_page_bytes: u64,
     tail_bytes: u64,
@@ -100,6 +105,7 @@ impl Gauge {
             link_rate: None,
             page_cost: None,
             held_back: 0,
+            post_copy: PostCopy::default(),
             downtime_page_bytes: 0,
             tail_bytes: 0,
             percent: 0.0,
@@ -158,6 +164,28 @@ impl Gauge {
     fn cost_of(&self, pages: u64) -> ByteCount {
         let cost = self.page_cost.unwrap_or(ByteCount(PAGE_BYTES as u64));
         ByteCount(pages.saturating_mul(cost.0))
+    }
+
+    /// What the link carried, lately.
+    pub(super) const fn link_rate(&self) -> Option<Rate> {
+        self.link_rate
+    }
+
+    /// The guest runs at the destination, and its last pages follow.
+    pub(super) fn post_copy_began(&mut self, bulk: Option<&Bulk>) {
+        self.post_copy.began(bulk);
+    }
+
+    /// Connections are given up; what went over them counts.
+    pub(super) fn leave(&mut self, bulk: &Bulk) {
+        self.post_copy.leave(bulk);
+    }
+
+    /// The destination has every page.
+    pub(super) fn complete(&mut self, complete: &sterna_wire::post_copy::Complete) {
+        self.destination_memory =
+            self.destination_memory.max(ByteCount(complete.peak_anonymous_bytes));
+        self.post_copy.complete = Some(complete.clone());
     }
 
     /// What the policy made of a round.
@@ -230,7 +258,7 @@ impl Gauge {
 
     /// The report of a job that is over.
     pub(super) fn report(&self, ends: &Ends<'_>, outcome: &Outcome, bulk: Option<&Bulk>) -> Report {
-        let histogram = bulk.map(Bulk::resend_histogram).unwrap_or_default();
+        let histogram = self.post_copy.histogram(bulk);
         let sends = histogram.len().saturating_sub(1);
         let (error, refusals) = match outcome {
             Outcome::Done => (None, Vec::new()),
@@ -267,6 +295,8 @@ impl Gauge {
                 agent_peak_anon_bytes_destination: self.destination_memory.0,
             },
             phases_ms: self.phases(),
+            requests: self.post_copy.requests(),
+            fault_latency_us: self.post_copy.fault_latency(),
             verify: VerifyReport { pages_hashed: self.pages_hashed, roots_match: self.roots_match },
         }
     }
@@ -302,10 +332,12 @@ impl Gauge {
                 counts.received_bytes.load(Ordering::Relaxed),
             )
         });
-        let pages = bulk.map_or(0, Bulk::wire_bytes);
+        let pages = bulk.map_or(0, Bulk::wire_bytes) + self.post_copy.left_bytes;
+        let postcopy = self.post_copy.bytes(pages);
         WireBytes {
             total: pages + sent + received,
-            precopy: pages.saturating_sub(self.downtime_page_bytes),
+            precopy: pages.saturating_sub(self.downtime_page_bytes + postcopy),
+            postcopy,
             downtime: self.downtime_page_bytes + self.tail_bytes,
             // Device state travels on the control connection.
             control: sent.saturating_sub(self.tail_bytes),

@@ -4,7 +4,7 @@
 use std::io;
 
 use sterna_host::memory::BlockMemory;
-use sterna_model::{BlockName, Layout, PAGE_BYTES, Page, PageId};
+use sterna_model::{Block, BlockName, Layout, PAGE_BYTES, Page, PageId};
 
 /// All blocks of the guest, readable.
 #[derive(Debug)]
@@ -102,6 +102,13 @@ impl SourceMemory {
         let at = at.ok_or_else(|| io::Error::other(format!("there is no page {}", first.0)))?;
         let offset = self.layout.blocks()[at].offset_bytes(first);
         self.blocks[at].memory.read_at(offset, contents).map_err(io::Error::other)
+    }
+
+    /// Whether a block is read from QEMU's memory, and not held here.
+    #[must_use]
+    pub(super) fn is_readable(&self, block: &Block) -> bool {
+        let at = self.layout.blocks().iter().position(|known| known.name == block.name);
+        at.is_some_and(|at| !self.blocks[at].staged)
     }
 
     /// Whether two pages are neighbours in one block, so that one read can take both.

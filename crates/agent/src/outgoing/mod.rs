@@ -10,9 +10,12 @@ mod drive;
 mod gauge;
 mod limiter;
 mod memory;
+mod pacer;
+mod post_copy;
 mod preflight;
 mod qemu;
 mod reader;
+mod urgent;
 mod worker;
 
 pub(crate) use qemu::{RunStateBefore, give_back};
@@ -118,7 +121,7 @@ pub(crate) async fn begin(
     Ok(job)
 }
 
-/// Takes a job up again whose journal ends in *offered*: the destination is asked until it answers. Its address is the
+/// Takes a job up again whose journal ends in *offered* or *serving*: the destination is asked until it answers. Its address is the
 /// one that the move went to, or what the configuration says by now.
 pub(crate) fn resume_offered(
     agent: &Arc<Agent>,
@@ -137,7 +140,7 @@ pub(crate) fn resume_offered(
         let (vm, live) = (Arc::clone(vm), vm.live());
         let wanted = Move { vm, live, to, options: MigrateOptions::default() };
         let span = job.span();
-        let driven = drive::resume(Arc::clone(agent), job, wanted, journal, story.guest_ran);
+        let driven = drive::resume(Arc::clone(agent), job, wanted, journal, story.clone());
         tokio::spawn(driven.instrument(span));
     }
 }

@@ -53,10 +53,15 @@ pub(super) struct SourceQemu {
     reading_end: Option<UnixStream>,
 }
 
+/// QEMU's own post-copy, which streams of ours do without.
+const POST_COPY: &str = "postcopy-ram";
+
 /// What is put back when the guest stays.
 #[derive(Debug)]
 struct Before {
     run_state: RunStateBefore,
+    /// The capability for post-copy was on.
+    post_copy: bool,
     max_bandwidth: Option<u64>,
     downtime_limit: Option<u64>,
 }
@@ -114,7 +119,14 @@ impl SourceQemu {
         let parameters =
             qmp.execute("query-migrate-parameters", Value::Null, COMMAND_TIMEOUT).await?;
         let number = |name: &str| parameters.get(name).and_then(Value::as_u64);
+        // A guest that came here in post-copy, or whose user has set it: such a stream is another one.
+        let enabled = qmp.query_migration_capabilities().await?;
+        let post_copy = enabled.iter().any(|name| name == POST_COPY);
+        if post_copy {
+            qmp.set_migration_capabilities(&[(POST_COPY, false)]).await?;
+        }
         let before = Before {
+            post_copy,
             run_state: RunStateBefore { guest_ran: status.running, stop_sent: false },
             max_bandwidth: number("max-bandwidth"),
             downtime_limit: number("downtime-limit"),
@@ -324,6 +336,11 @@ impl SourceQemu {
             MigrationParameters { max_bandwidth, downtime_limit, ..Default::default() };
         if let Err(error) = self.qmp.set_migration_parameters(&parameters).await {
             warn!(%error, "QEMU's migration parameters could not be put back");
+        }
+        if self.before.post_copy
+            && let Err(error) = self.qmp.set_migration_capabilities(&[(POST_COPY, true)]).await
+        {
+            warn!(%error, "the capability postcopy-ram could not be switched on again");
         }
         if self.held {
             self.clear_hold().await;

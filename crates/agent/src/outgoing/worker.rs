@@ -6,22 +6,25 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sterna_host::tls::{DataStream, FrameStreamError};
+use sterna_migration::source::Finish;
 use sterna_migration::tracker::{Claim, Cursor, Round, Tracker};
 use sterna_model::{PAGE_BYTES, PageHash, PageId, Root};
 use sterna_page_codec::{
     BatchFacts, BatchStats, Encoder, Governor, Hint, Known, MAX_BATCH_PAGES, Processors, PushError,
-    Sent,
+    Pushed, Sent,
 };
 use sterna_wire::{FrameKind, FrameWriter};
 
 use super::limiter::Limiter;
 use super::memory::SourceMemory;
+use super::pacer::Pacer;
 
 /// While QEMU's first pass goes on, a worker that finds little waits so long for more.
 const STARVED_WAIT: Duration = Duration::from_micros(300);
@@ -36,7 +39,9 @@ pub(super) enum Order {
     /// Send the pages of a round.
     Round(Round),
     /// Send the pages of the last round, and compute the root of what was sent.
-    Last,
+    Last(Finish),
+    /// The guest runs at the destination: send the pages that it lacks, each so that it can be understood by itself.
+    Push,
 }
 
 /// What a worker reports.
@@ -61,6 +66,8 @@ pub(super) struct RoundDone {
     pub held_back: u64,
     /// After [`Order::Last`]: the root of this worker's pages.
     pub root: Root,
+    /// After [`Order::Last`]: pages that were only marked, and follow in post-copy.
+    pub absent: u64,
 }
 
 /// Totals of all workers, for progress and report.
@@ -97,6 +104,12 @@ pub(super) struct Shared {
     pub totals: Totals,
     /// The rate.
     pub limiter: Limiter,
+    /// Keeps the link's queue short while the guest waits for pages at the destination.
+    pub pacer: Pacer,
+    /// Pages that may follow in post-copy: those of blocks that the destination's QEMU shares with its agent.
+    deferrable: Vec<Range<u32>>,
+    /// Pages that were marked absent: a mark counts as a version and is no send.
+    marked: Box<[AtomicU64]>,
     requested: Requested,
     /// The machine's processors are all taken.
     processors_taken: AtomicBool,
@@ -135,6 +148,20 @@ pub(super) struct Worker {
     pub orders: Receiver<Order>,
     /// Where reports go.
     pub reports: Box<dyn Fn(Report) + Send>,
+    /// How it sends.
+    pub mode: Mode,
+}
+
+/// How a worker sends pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// With the help of what the destination has.
+    #[default]
+    Related,
+    /// Those that may follow later are only marked.
+    Marking,
+    /// Each by itself: the guest runs at the destination, and changes what is there.
+    Alone,
 }
 
 /// Why a worker cannot go on.
@@ -158,13 +185,18 @@ impl Shared {
         memory: Arc<SourceMemory>,
         known: Arc<Known>,
         limiter: Limiter,
+        deferrable: Vec<Range<u32>>,
     ) -> Self {
+        let words = (known.pages() as usize).div_ceil(64);
         Self {
             tracker,
             memory,
             known,
             totals: Totals::default(),
             limiter,
+            pacer: Pacer::default(),
+            deferrable,
+            marked: (0..words).map(|_| AtomicU64::new(0)).collect(),
             requested: Requested::default(),
             processors_taken: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
@@ -196,6 +228,28 @@ impl Shared {
             self.requested.count.fetch_add(1, Ordering::Release);
         }
         self.tracker.give_back(page);
+    }
+
+    /// How often the page was marked absent: once, or never.
+    pub(super) fn marks_of(&self, page: PageId) -> usize {
+        usize::from(self.is_marked(page))
+    }
+
+    fn is_marked(&self, page: PageId) -> bool {
+        let word =
+            self.marked.get(page.index() / 64).map_or(0, |word| word.load(Ordering::Relaxed));
+        word >> (page.index() % 64) & 1 != 0
+    }
+
+    fn mark(&self, page: PageId) {
+        if let Some(word) = self.marked.get(page.index() / 64) {
+            word.fetch_or(1 << (page.index() % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the page may follow in post-copy.
+    fn is_deferrable(&self, page: PageId) -> bool {
+        self.deferrable.iter().any(|range| range.contains(&page.0))
     }
 
     /// Whether the page was asked for again; asked once, it is taken off.
@@ -238,7 +292,15 @@ impl InFlight {
 }
 
 impl Totals {
-    fn add(&self, stats: &BatchStats) {
+    /// Notes a frame that was handed to its connection.
+    pub(super) fn note_sent(&self, payload_bytes: usize, pages: usize) {
+        let wire_bytes = (payload_bytes + sterna_wire::HEADER_BYTES) as u64;
+        self.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+        self.pages_sent.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a batch's pages by kind.
+    pub(super) fn add(&self, stats: &BatchStats) {
         let pages = &stats.pages;
         for (total, count) in [
             (&self.zero, pages.zero),
@@ -265,7 +327,8 @@ impl Worker {
             };
             let done = match order {
                 Order::Round(round) => self.round(round, &mut scratch),
-                Order::Last => self.last(&mut scratch),
+                Order::Last(finish) => self.last(finish, &mut scratch),
+                Order::Push => self.push(&mut scratch),
             };
             let failed = done.is_err();
             (self.reports)(match done {
@@ -311,18 +374,33 @@ impl Worker {
         Ok(done)
     }
 
-    fn last(&mut self, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
+    fn last(&mut self, finish: Finish, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
+        if finish == Finish::PostCopy {
+            self.mode = Mode::Marking;
+        }
         let mut done = self.round(Round::Later, scratch)?;
         for page in self.shared.tracker.pages_of(self.number) {
             let hash = self.shared.known.get(page).map_or(PageHash::ZERO, |entry| entry.hash);
             done.root.replace(page, PageHash::ZERO, hash);
+            if hash == PageHash::ABSENT {
+                done.absent += 1;
+                self.shared.tracker.give_back(page);
+            }
         }
         Ok(done)
     }
 
+    fn push(&mut self, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
+        self.mode = Mode::Alone;
+        self.round(Round::Later, scratch)
+    }
+
     fn claim(&self, round: Round, cursor: &mut Cursor, scratch: &mut Scratch) -> u32 {
         scratch.claims.clear();
-        let limit = self.shared.limiter.batch_pages(MAX_BATCH_PAGES);
+        let mut limit = self.shared.limiter.batch_pages(MAX_BATCH_PAGES);
+        if self.mode == Mode::Alone {
+            limit = self.shared.pacer.batch_pages(limit);
+        }
         self.shared.tracker.claim(round, cursor, limit, &mut scratch.claims)
     }
 
@@ -341,9 +419,16 @@ impl Worker {
             return Ok(0);
         }
         std::thread::sleep(self.shared.limiter.wait_for(batch.bytes.len() as u64, finished));
-        self.in_flight.push(self.frames.frames(), batch.sent);
-        self.link.write_frame(&mut self.frames, FrameKind::Pages, batch.bytes)?;
         let wire_bytes = (batch.bytes.len() + sterna_wire::HEADER_BYTES) as u64;
+        let turn = match self.mode {
+            Mode::Alone => Some(self.shared.pacer.turn(wire_bytes)),
+            Mode::Related | Mode::Marking => {
+                self.in_flight.push(self.frames.frames(), batch.sent);
+                None
+            }
+        };
+        self.link.write_frame(&mut self.frames, FrameKind::Pages, batch.bytes)?;
+        drop(turn);
         self.governor.observe(&BatchFacts {
             body_bytes: batch.stats.body_bytes,
             wire_bytes,
@@ -352,8 +437,7 @@ impl Worker {
             blocked: finished.elapsed(),
             processors: self.shared.processors(),
         });
-        self.shared.totals.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
-        self.shared.totals.pages_sent.fetch_add(batch.sent.len() as u64, Ordering::Relaxed);
+        self.shared.totals.note_sent(batch.bytes.len(), batch.sent.len());
         Ok(wire_bytes)
     }
 
@@ -366,27 +450,38 @@ impl Worker {
             rest = later;
             if first.zero {
                 for claim in now {
-                    self.encoder.push_zero(claim.page, hint(*claim, &self.shared))?;
+                    self.encoder.push_zero(claim.page, self.hint(*claim))?;
                 }
                 continue;
             }
             let contents = &mut contents[..run * PAGE_BYTES];
             self.shared.memory.read(first.page, contents)?;
+            // A run lies in one block.
+            let marks = self.mode == Mode::Marking && self.shared.is_deferrable(first.page);
             for (claim, content) in now.iter().zip(contents.as_chunks::<PAGE_BYTES>().0) {
-                self.encoder.push(claim.page, content, hint(*claim, &self.shared))?;
+                if marks {
+                    // The guest stands: a page that was marked before stays as it is.
+                    if !self.shared.is_marked(claim.page)
+                        && self.encoder.push_absent(claim.page, Some(content))? == Pushed::Absent
+                    {
+                        self.shared.mark(claim.page);
+                    }
+                } else {
+                    self.encoder.push(claim.page, content, self.hint(*claim))?;
+                }
             }
         }
         Ok(())
     }
-}
 
-fn hint(claim: Claim, shared: &Shared) -> Hint {
-    if shared.was_requested(claim.page) {
-        Hint::Requested
-    } else if claim.hot {
-        Hint::Hot
-    } else {
-        Hint::Cold
+    fn hint(&self, claim: Claim) -> Hint {
+        if self.mode == Mode::Alone || self.shared.was_requested(claim.page) {
+            Hint::Requested
+        } else if claim.hot {
+            Hint::Hot
+        } else {
+            Hint::Cold
+        }
     }
 }
 

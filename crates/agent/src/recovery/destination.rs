@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_host::qmp::RunState;
+use sterna_host::qmp::{MigrationStatus, RunState};
 use sterna_migration::destination::{Destination, Effect, End, Entitlement, Fact};
 use sterna_migration::journal::{DestinationRecord, SourceRecord};
 use sterna_model::HostName;
@@ -13,9 +13,10 @@ use sterna_wire::message::Inquire;
 
 use super::{Settled, append, is_arriving, is_silent};
 use crate::agent::Agent;
+use crate::incoming;
 use crate::jobs::{Job, Role};
 use crate::journal::{self, Entry, Journal, Side, Story};
-use crate::registry::{ProcessId, Record};
+use crate::registry::{Owner, ProcessId, Record};
 use crate::vm::{Live, Vm};
 
 /// A killed process is gone within this.
@@ -32,32 +33,69 @@ struct Left<'a> {
     vm: Option<Arc<Vm>>,
 }
 
+/// The QEMU of a guest that is this host's and lacks pages, if it is there.
+async fn lacking(record: DestinationRecord, story: &Story, vm: Option<&Vm>) -> Option<Live> {
+    let live = vm?.live()?;
+    story.memory.as_ref()?;
+    match record {
+        DestinationRecord::Faulting => Some(live),
+        // Resumed or not, if the memory was complete its QEMU says so.
+        DestinationRecord::Entitled => {
+            let status = live.qmp.query_migrate().await.ok()?.status;
+            matches!(
+                status,
+                MigrationStatus::PostcopyActive
+                    | MigrationStatus::PostcopyPaused
+                    | MigrationStatus::PostcopyRecover
+            )
+            .then_some(live)
+        }
+        _ => None,
+    }
+}
+
 /// Brings a job to where its journal says that it must go.
 pub(super) async fn settle(
     agent: &Arc<Agent>,
-    job: &Job,
+    job: &Arc<Job>,
     journal: Journal,
     story: &Story,
     record: DestinationRecord,
     vm: Option<Arc<Vm>>,
 ) -> Settled {
+    if let Some(live) = lacking(record, story, vm.as_deref()).await
+        && let Some(vm) = &vm
+    {
+        let (job, vm) = (Arc::clone(job), Arc::clone(vm));
+        let left = incoming::Left { job, journal, story: story.clone(), vm, live };
+        return incoming::resume(agent, left).map_or_else(Settled::NotYet, |()| Settled::Yes);
+    }
     let mut effects = Vec::new();
     let machine = match (record, &vm) {
         // Nothing was committed: what is here is discarded.
         (DestinationRecord::Prepared, _) => Destination::resume_prepared(&mut effects),
-        (DestinationRecord::Entitled | DestinationRecord::Faulting, Some(vm)) if !is_silent(vm) => {
+        (DestinationRecord::Entitled, Some(vm)) if !is_silent(vm) => {
             Destination::resume_entitled(&mut effects)
         }
-        (DestinationRecord::Entitled | DestinationRecord::Faulting, Some(_)) => {
+        (DestinationRecord::Entitled, Some(_)) => {
             return Settled::NotYet(
                 "the guest is this host's, and its QEMU does not answer".to_owned(),
             );
         }
-        (DestinationRecord::Entitled | DestinationRecord::Faulting, None) => {
+        (DestinationRecord::Entitled, None) => {
             let why = "the guest is this host's, and the registry does not know it any more";
             tracing::error!(job = %job.id(), vm = %job.vm(), %why, "whose the guest is is not known");
             job.end("unknown", Some(why.to_owned()), None);
             return Settled::Yes;
+        }
+        // It ran here without all its memory, and its QEMU is gone: there is nothing left to go on from.
+        (DestinationRecord::Faulting, Some(vm)) if !is_silent(vm) => {
+            Destination::resume_faulting(&mut effects)
+        }
+        (DestinationRecord::Faulting, _) => {
+            return Settled::NotYet(
+                "the guest runs here and lacks pages, and its QEMU does not answer".to_owned(),
+            );
         }
         (
             DestinationRecord::Running | DestinationRecord::Discarded | DestinationRecord::Vanished,
@@ -96,11 +134,12 @@ impl Left<'_> {
                     self.end(&end);
                     continue;
                 }
+                // Only a QEMU that is gone is left to this.
+                Effect::RecoverStream => {
+                    Fact::QemuDied("it ended while the agent was away".to_owned())
+                }
                 // Whoever asks later is answered by the journal.
-                Effect::Answer(_)
-                | Effect::WatchSource(_)
-                | Effect::StartQemu
-                | Effect::RecoverStream => continue,
+                Effect::Answer(_) | Effect::WatchSource(_) | Effect::StartQemu => continue,
             };
             let mut more = Vec::new();
             machine = machine.handle(fact, &mut more);
@@ -138,6 +177,9 @@ impl Left<'_> {
     fn end(&mut self, end: &End) {
         match (end, &self.vm) {
             (End::Running, Some(vm)) => self.agent.change(vm, Record::arrive),
+            (End::Lost(_), Some(vm)) => {
+                self.agent.change(vm, |record| record.owner = Owner::Lost);
+            }
             (End::Unknown(why), Some(vm)) => {
                 self.agent.change(vm, |record| record.lose_track(self.job.id(), why));
             }
@@ -193,24 +235,25 @@ pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire)
         Some("running") => return AnswerState::Running,
         Some("discarded") => return AnswerState::Discarded,
         Some("unknown") => return AnswerState::Unknown,
+        Some("lost") => return AnswerState::Lost,
         _ => {}
     }
     match story.side {
         // It came to an end that is no owner's.
         side if !side.is_final() && story.ended.is_some() => AnswerState::Unknown,
         Side::Destination(DestinationRecord::Prepared) => AnswerState::Prepared,
-        // Neither is an answer to act on: the source goes on asking, and keeps its pages.
-        Side::Destination(DestinationRecord::Entitled | DestinationRecord::Faulting) => {
-            AnswerState::Entitled
-        }
-        Side::Destination(DestinationRecord::Vanished) => AnswerState::Unknown,
+        Side::Destination(DestinationRecord::Entitled) => AnswerState::Entitled,
         Side::Destination(DestinationRecord::Running) => AnswerState::Running,
+        Side::Destination(DestinationRecord::Faulting) => AnswerState::Faulting,
+        Side::Destination(DestinationRecord::Vanished) => AnswerState::Lost,
+        Side::Source(SourceRecord::Serving) => AnswerState::Serving,
         Side::Destination(DestinationRecord::Discarded) => AnswerState::Discarded,
         // For a destination whose own journal does not tell: what `sterna resolve` shows there.
         Side::Source(SourceRecord::Copying) => AnswerState::Copying,
         Side::Source(SourceRecord::Stopping) => AnswerState::Stopping,
-        Side::Source(SourceRecord::Offered | SourceRecord::Serving) => AnswerState::Offered,
-        Side::Source(SourceRecord::Gone | SourceRecord::Vanished) => AnswerState::Gone,
+        Side::Source(SourceRecord::Offered) => AnswerState::Offered,
+        Side::Source(SourceRecord::Vanished) => AnswerState::Lost,
+        Side::Source(SourceRecord::Gone) => AnswerState::Gone,
         Side::Source(SourceRecord::Returned) => AnswerState::Returned,
     }
 }

@@ -25,9 +25,15 @@ pub(super) async fn settle(
     vm: Option<Arc<Vm>>,
 ) -> Settled {
     match (record, vm) {
-        (SourceRecord::Gone | SourceRecord::Vanished, vm) => {
+        (SourceRecord::Gone, vm) => {
             if let Some(vm) = vm {
                 finish_leaving(agent, &mut journal, story, &vm).await;
+            }
+            remember(job, record, story);
+        }
+        (SourceRecord::Vanished, vm) => {
+            if let Some(vm) = vm {
+                finish_loss(agent, &mut journal, story, &vm).await;
             }
             remember(job, record, story);
         }
@@ -39,7 +45,6 @@ pub(super) async fn settle(
         (_, Some(vm)) if is_silent(&vm) => {
             return Settled::NotYet("the guest's QEMU does not answer".to_owned());
         }
-        // Asked, the destination tells whether its guest lacks pages.
         (SourceRecord::Offered | SourceRecord::Serving, Some(vm)) => {
             offered(agent, Arc::clone(job), journal, story, &vm);
         }
@@ -93,6 +98,23 @@ async fn finish_leaving(agent: &Agent, journal: &mut Journal, story: &Story, vm:
     vm.ended(Owner::clone);
     agent.remember(vm);
     append(journal, &Entry::Ended(format!("the guest was moved to {}", subject.peer)));
+}
+
+/// The guest died at the other host while it lacked pages. An agent that died before it had ended its own QEMU, whose
+/// copy is of before, does so now.
+async fn finish_loss(agent: &Agent, journal: &mut Journal, story: &Story, vm: &Vm) {
+    agent.change(vm, |record| {
+        record.owner = Owner::Lost;
+        record.leaving = None;
+    });
+    if let Some(live) = vm.live()
+        && let Err(error) = live.quit().await
+    {
+        tracing::error!(vm = %vm.record().name, %error, "a QEMU whose guest is lost does not end");
+    }
+    vm.ended(Owner::clone);
+    agent.remember(vm);
+    append(journal, &Entry::Ended(format!("the guest was lost at {}", story.subject.peer)));
 }
 
 /// Nothing was offered: the guest is ours, and runs on.

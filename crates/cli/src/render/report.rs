@@ -193,7 +193,7 @@ fn rounds(report: &Report) -> Vec<String> {
         let decision = match round.decision {
             DecisionName::NextRound => "next round",
             DecisionName::Stop => "stop",
-            DecisionName::StopForPostCopy => "stop, rest by post-copy",
+            DecisionName::StopForPostCopy => "stop, the rest by post-copy",
             DecisionName::GiveUp => "give up",
         };
         table.row([
@@ -287,6 +287,8 @@ pub(crate) mod tests {
                 cleanup: 40.0,
             },
             verify: VerifyReport { pages_hashed: 267_244, roots_match: true },
+            requests: None,
+            fault_latency_us: None,
         }
     }
 
@@ -328,6 +330,8 @@ web moved from alpha to beta
             memory: MemoryReport::default(),
             phases_ms: PhaseTimes { prepare: 5_000.0, ..PhaseTimes::default() },
             verify: VerifyReport::default(),
+            requests: None,
+            fault_latency_us: None,
             ..done_report()
         };
         let expected = "\

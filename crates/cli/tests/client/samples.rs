@@ -55,6 +55,8 @@ pub(crate) fn report(outcome: OutcomeName, guest_is: GuestIs, error: Option<&str
         memory: MemoryReport::default(),
         phases_ms: PhaseTimes::default(),
         verify: VerifyReport { pages_hashed: 10, roots_match: true },
+        requests: None,
+        fault_latency_us: None,
     }))
 }
 

@@ -152,6 +152,14 @@ impl DataStream {
 pub struct DataHandle(TcpStream);
 
 impl DataHandle {
+    /// Another hand on the same connection.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Ends both directions at once: reads and writes that wait return with an error.
     pub fn close(&self) {
         // It fails only when the connection has ended already.

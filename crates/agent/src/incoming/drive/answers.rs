@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sterna_migration::destination::Answer;
 use sterna_wire::message as wire;
+use sterna_wire::post_copy;
 use sterna_wire::{AnswerState, Message, Text};
 
 use super::Drive;
@@ -24,15 +25,29 @@ impl Drive {
                 Message::Running(wire::Running {
                     commit_to_resume_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
                     peak_anonymous_bytes: self.agent.anonymous.peak().0,
-                    lacks_pages: 0,
+                    lacks_pages: self
+                        .streams
+                        .faulting()
+                        .map_or(0, |faulting| faulting.left().max(1)),
                 })
+            }
+            Answer::Complete => {
+                let latency = self.streams.faulting().map(|faulting| faulting.latency());
+                let latency = latency.unwrap_or_default();
+                Message::Complete(post_copy::Complete {
+                    requests: latency.requests,
+                    fault_latency_p50_us: latency.percentile_us(50),
+                    fault_latency_p99_us: latency.percentile_us(99),
+                    fault_latency_max_us: latency.max_us(),
+                    peak_anonymous_bytes: self.agent.anonymous.peak().0,
+                })
+            }
+            Answer::Vanished(why) => {
+                Message::Vanished(post_copy::Vanished { reason: Text::new(&why) })
             }
             Answer::Discarded => {
                 let (job, epoch) = (self.prepare.job.clone(), self.prepare.epoch);
                 Message::Discarded(wire::Discarded { job, epoch })
-            }
-            Answer::Complete | Answer::Vanished(_) => {
-                return tracing::error!(?answer, "there is no word for this yet");
             }
             Answer::Unknown(_) => {
                 let (job, state) = (self.prepare.job.clone(), AnswerState::Unknown);
@@ -52,7 +67,7 @@ impl Drive {
             shared_blocks: shared.unwrap_or_default(),
             qemu_version: waiting.map(|waiting| waiting.version.clone()).unwrap_or_default(),
             start_ms: u64::try_from(start_time.as_millis()).unwrap_or(u64::MAX),
-            post_copy: false,
+            post_copy: waiting.is_some_and(|waiting| waiting.post_copy),
         })
     }
 

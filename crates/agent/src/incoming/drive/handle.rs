@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_model::{HostName, Refusal};
-use sterna_wire::Token;
 use sterna_wire::message::Prepare;
+use sterna_wire::post_copy::Rejoin;
+use sterna_wire::{PageKey, Token, Verify};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -13,8 +14,10 @@ use super::{Drive, Inbox};
 use crate::agent::Agent;
 use crate::incoming::qemu::Checked;
 use crate::incoming::streams::DataConnection;
-use crate::jobs::Role;
+use crate::jobs::{Job, Role};
+use crate::journal::{Journal, Story};
 use crate::link::{Inbound, Link, MAX_UNREAD};
+use crate::vm::{Live, Vm};
 
 /// What others need to reach a job that arrives.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub(super) enum FromPeer {
     Data(Box<DataConnection>),
     /// Who owns the guest? The answer goes there.
     Asked(Link),
+    /// The source makes its connections anew; what it is told goes there.
+    Rejoin(Box<Rejoin>, Link),
     /// This agent is being ended.
     AgentEnds,
 }
@@ -51,6 +56,11 @@ impl Handle {
         let _ = self.queue.send(FromPeer::Asked(link)).await;
     }
 
+    /// The source makes its connections anew.
+    pub(crate) async fn rejoin(&self, rejoin: Rejoin, link: Link) {
+        let _ = self.queue.send(FromPeer::Rejoin(Box::new(rejoin), link)).await;
+    }
+
     /// This agent is being ended: what is not committed is discarded.
     pub(crate) async fn agent_ends(&self) {
         let _ = self.queue.send(FromPeer::AgentEnds).await;
@@ -59,6 +69,64 @@ impl Handle {
     /// Something came on the job's control connection. `false` when the job hears nothing any more.
     pub(crate) async fn inbound(&self, inbound: Inbound) -> bool {
         self.queue.send(FromPeer::Inbound(inbound)).await.is_ok()
+    }
+}
+
+/// A job that a restarted agent goes on with: its guest is this host's, and lacks pages.
+pub(crate) struct Left {
+    /// The job.
+    pub job: Arc<Job>,
+    /// Its journal.
+    pub journal: Journal,
+    /// What that says.
+    pub story: Story,
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Its QEMU.
+    pub live: Live,
+}
+
+/// Goes on with a job whose guest lacks pages, after a restart. The source finds it by its job.
+///
+/// # Errors
+/// When the guest's memory cannot be found.
+pub(crate) fn resume(agent: &Arc<Agent>, left: Left) -> Result<(), String> {
+    let stored = left.story.memory.clone().ok_or("the journal does not tell the guest's memory")?;
+    let budget = agent.config.limits.memory_budget;
+    let memory = crate::incoming::qemu::memory_of(&left.live, &stored, budget)?;
+    let (to_events, events) = mpsc::unbounded_channel();
+    let (queue, from_peer) = mpsc::channel(MAX_UNREAD);
+    let token = crate::random::bytes().map_err(|error| format!("no random bytes: {error}"))?;
+    let prepare = prepare_of(&left.story);
+    let handle = Handle {
+        peer: left.story.subject.peer.clone(),
+        token: Token(token),
+        silence_limit: agent.silence_limit(prepare.link_timeout_ms),
+        queue,
+    };
+    let (id, span) = (prepare.job.clone(), left.job.span());
+    let drive = Drive::again(Arc::clone(agent), left, (prepare, memory), handle.token, to_events);
+    agent.remember_incoming(id, handle);
+    tokio::spawn(drive.run(Inbox { events, peer: from_peer }).instrument(span));
+    Ok(())
+}
+
+/// What the source had asked for, as far as it still matters.
+fn prepare_of(story: &Story) -> Prepare {
+    let subject = &story.subject;
+    Prepare {
+        job: subject.job.clone(),
+        vm: subject.vm.clone(),
+        uuid: subject.uuid,
+        epoch: subject.epoch,
+        description: String::new(),
+        page_key: PageKey([0; 32]),
+        // The source says how many when it joins again.
+        connections: 1,
+        verify: Verify::Roots,
+        link_timeout_ms: 0,
+        evidence: None,
+        post_copy: true,
     }
 }
 

@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use super::{Drive, Event};
 use crate::incoming::qemu::Waiting;
 use crate::journal::Entry;
+use crate::registry::Owner;
 use crate::vm::{describe_exit, quote_log};
 
 /// QEMU leaves its load within this.
@@ -25,6 +26,9 @@ impl Drive {
             Ok(()) => Fact::Journaled(record),
             Err(error) => Fact::JournalFailed(error.to_string()),
         });
+        if record == DestinationRecord::Faulting && self.complete {
+            self.fact(Fact::MemoryComplete);
+        }
     }
 
     pub(super) async fn start_qemu(&mut self) {
@@ -41,6 +45,9 @@ impl Drive {
         match started {
             Ok(waiting) => {
                 self.watch_qemu(&waiting);
+                if waiting.post_copy {
+                    self.streams.allow_post_copy();
+                }
                 self.waiting = Some(waiting);
                 self.fact(Fact::QemuStarted);
             }
@@ -49,7 +56,7 @@ impl Drive {
     }
 
     /// Tells when QEMU has loaded its stream, and when it is gone.
-    fn watch_qemu(&self, waiting: &Waiting) {
+    pub(super) fn watch_qemu(&self, waiting: &Waiting) {
         let (loaded, died) = (self.events.clone(), self.events.clone());
         let mut qemu_events = waiting.live.qmp.subscribe();
         tokio::spawn(async move {
@@ -87,7 +94,7 @@ impl Drive {
         {
             return self.fact(Fact::ResumeFailed(error.to_string()));
         }
-        self.fact(Fact::Resumed { lacks_pages: false });
+        self.fact(Fact::Resumed { lacks_pages: self.streams.faulting().is_some() });
         // Not in the downtime: the announcement repeats itself and QEMU does it in the background.
         let announce = async move {
             if let Err(error) = qmp.announce_self().await {
@@ -104,7 +111,13 @@ impl Drive {
             while let Err(error) = waiting.live.kill().await {
                 tracing::error!(%error, "the QEMU to be discarded does not end");
             }
-            self.agent.put_back(&waiting.vm);
+            if self.runs_here() {
+                // It was this host's guest, and is nobody's any more.
+                waiting.vm.ended(|_| Owner::Lost);
+                self.agent.remember(&waiting.vm);
+            } else {
+                self.agent.put_back(&waiting.vm);
+            }
         }
         self.fact(Fact::Killed);
     }
@@ -116,7 +129,10 @@ impl Drive {
             End::Unknown(why) => ("unknown", Some(why.clone())),
             End::Lost(why) => ("lost", Some(why.clone())),
         };
-        if let Some(waiting) = &self.waiting {
+        if let (End::Lost(_), Some(waiting)) = (end, &self.waiting) {
+            waiting.vm.ended(|_| Owner::Lost);
+            self.agent.remember(&waiting.vm);
+        } else if let Some(waiting) = &self.waiting {
             let job = &self.prepare.job;
             self.agent.change(&waiting.vm, |record| match &error {
                 None => record.arrive(),

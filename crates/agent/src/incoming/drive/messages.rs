@@ -3,14 +3,16 @@
 use std::time::Instant;
 
 use sterna_migration::destination::Fact;
+use sterna_wire::limits::MAX_WANTED_PAGES;
 use sterna_wire::message as wire;
+use sterna_wire::post_copy;
 use sterna_wire::{GuestState, Message};
 
 use super::handle::FromPeer;
 use super::{Drive, Event};
 use crate::incoming::qemu;
 use crate::incoming::streams::StreamEvent;
-use crate::journal::{Entry, JournalError};
+use crate::journal::{Entry, JournalError, MemoryRecord};
 use crate::link::{Inbound, Link};
 
 /// Connections of a peer that asked and get answers, at most.
@@ -35,6 +37,7 @@ impl Drive {
                 }
             }
             FromPeer::Asked(link) => self.asked(link),
+            FromPeer::Rejoin(rejoin, link) => self.rejoin(&rejoin, link).await,
             FromPeer::AgentEnds => {
                 self.fact(Fact::Failed("the destination's agent is being ended".into()));
             }
@@ -50,12 +53,49 @@ impl Drive {
         self.fact(Fact::Asked);
     }
 
-    pub(super) fn event(&mut self, event: Event) {
+    pub(super) async fn event(&mut self, event: Event) {
         match event {
-            Event::Stream(StreamEvent::Failed(why)) => self.fact(Fact::Failed(why)),
-            Event::Stream(StreamEvent::Verified) => self.memory_loaded(),
+            Event::Stream(event) => self.stream(event).await,
+            Event::QemuLoaded if self.streams.faulting().is_some() => {
+                self.complete = true;
+                self.fact(Fact::MemoryComplete);
+            }
             Event::QemuLoaded => self.qemu_loaded(),
+            Event::RecoverAgain => self.recover_stream().await,
             Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+        }
+    }
+
+    async fn stream(&mut self, event: StreamEvent) {
+        match event {
+            // The source makes its connections anew, and is told what is lacking.
+            StreamEvent::Failed(why) if self.runs_here() => {
+                self.fact(Fact::PeerLost(why));
+            }
+            StreamEvent::Broken(number, _) if !self.streams.is_current(number) => {}
+            StreamEvent::Broken(_, why) if self.runs_here() => self.fact(Fact::StreamBroken(why)),
+            StreamEvent::Failed(why) | StreamEvent::Broken(_, why) => self.fact(Fact::Failed(why)),
+            StreamEvent::Verified => self.memory_loaded(),
+            StreamEvent::Ready => self.streams.let_in(),
+            StreamEvent::DevicesLoaded => self.devices_loaded().await,
+            StreamEvent::Wanted(pages) => {
+                for pages in pages.chunks(MAX_WANTED_PAGES) {
+                    self.send(&Message::Wanted(post_copy::Wanted { pages: pages.to_vec() })).await;
+                }
+            }
+        }
+    }
+
+    /// Whether the guest runs here and lacks pages: then nothing but its QEMU's end ends the job.
+    pub(super) fn runs_here(&self) -> bool {
+        self.machine.as_ref().is_some_and(|machine| machine.phase() == "faulting")
+    }
+
+    async fn devices_loaded(&mut self) {
+        let Some(waiting) = &self.waiting else { return };
+        match qemu::left_load(&waiting.live.qmp).await {
+            Ok(()) => self.qemu_loaded(),
+            Err(why) => self.fact(Fact::Failed(why)),
         }
     }
 
@@ -108,6 +148,15 @@ impl Drive {
             return Err("the source sent its stream's head before it was prepared for".into());
         };
         let shared = std::mem::take(&mut waiting.shared);
+        if waiting.post_copy {
+            let stored = MemoryRecord {
+                layout: head.layout.clone(),
+                shared_blocks: shared.iter().map(|block| block.block().clone()).collect(),
+                ram_section: Some(head.ram_section),
+            };
+            self.stored = Some(stored.clone());
+            self.journal.note(&Entry::Memory(stored)).map_err(|error| error.to_string())?;
+        }
         self.streams.open(head, shared, self.agent.config.limits.memory_budget)?;
         let stream = qemu::begin_load(&waiting.live.qmp).await?;
         self.streams.load(head, stream)

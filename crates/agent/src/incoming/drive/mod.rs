@@ -1,18 +1,19 @@
 //! The drive loop of a move that arrives: performs the destination machine's effects, turns what happens into facts.
 
 mod answers;
+mod faulting;
 mod handle;
 mod hands;
 mod messages;
 
-pub(crate) use handle::{Handle, begin};
+pub(crate) use handle::{Handle, Left, begin, resume};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sterna_migration::destination::{Destination, Effect, Fact};
-use sterna_migration::journal::Subject;
+use sterna_migration::journal::{DestinationRecord, Subject};
 use sterna_wire::message::Prepare;
 use sterna_wire::{GuestState, Message, Token};
 use tokio::sync::mpsc;
@@ -20,8 +21,9 @@ use tokio::sync::mpsc;
 use super::qemu::{Checked, Waiting};
 use super::streams::{StreamEvent, Streams};
 use crate::agent::Agent;
+use crate::incoming::memory::DestinationMemory;
 use crate::jobs::Job;
-use crate::journal::{Entry, JobJournal};
+use crate::journal::{Entry, JobJournal, MemoryRecord, Side};
 use crate::link::{Inbound, Link};
 use handle::FromPeer;
 
@@ -33,6 +35,8 @@ enum Event {
     Stream(StreamEvent),
     QemuLoaded,
     QemuDied(String),
+    /// Time to try again to take QEMU's stream up.
+    RecoverAgain,
 }
 
 /// Where the drive loop hears from.
@@ -62,6 +66,10 @@ struct Drive {
     watch_until: Option<tokio::time::Instant>,
     /// The control connection is gone.
     abandoned: bool,
+    /// QEMU has placed every page.
+    complete: bool,
+    /// What the guest's memory consists of, where it may run without all of it.
+    stored: Option<MemoryRecord>,
 }
 
 impl Drive {
@@ -94,13 +102,63 @@ impl Drive {
             load_begun: Instant::now(),
             watch_until: None,
             abandoned: false,
+            complete: false,
+            stored: None,
         }
     }
 
+    /// A job that a restarted agent goes on with.
+    fn again(
+        agent: Arc<Agent>,
+        left: Left,
+        (prepare, memory): (Prepare, DestinationMemory),
+        token: Token,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let Left { job, journal, story, vm, live } = left;
+        let to = events.clone();
+        let mut streams = Streams::new(&prepare, move |event| drop(to.send(Event::Stream(event))));
+        streams.adopt(memory);
+        let mut effects = Vec::new();
+        let machine = match story.side {
+            Side::Destination(DestinationRecord::Faulting) => {
+                Destination::resume_faulting(&mut effects)
+            }
+            _ => Destination::resume_entitled(&mut effects),
+        };
+        let drive = Self {
+            agent,
+            job,
+            prepare,
+            checked: None,
+            token,
+            links: Vec::new(),
+            events,
+            machine: Some(machine),
+            effects: effects.into(),
+            journal: JobJournal::going_on(journal),
+            waiting: Some(Waiting::found(vm, live)),
+            streams,
+            guest: if story.guest_ran { GuestState::Running } else { GuestState::Paused },
+            commit_came: None,
+            load_begun: Instant::now(),
+            watch_until: None,
+            abandoned: false,
+            complete: false,
+            stored: story.memory,
+        };
+        if let Some(waiting) = &drive.waiting {
+            drive.watch_qemu(waiting);
+        }
+        drive
+    }
+
     async fn run(mut self, mut inbox: Inbox) {
-        let mut first = Vec::new();
-        self.machine = Some(Destination::begin(&mut first));
-        self.effects.extend(first);
+        if self.machine.is_none() {
+            let mut first = Vec::new();
+            self.machine = Some(Destination::begin(&mut first));
+            self.effects.extend(first);
+        }
         let mut tick = tokio::time::interval(FEED_EVERY);
         let progress = self.streams.progress();
         loop {
@@ -119,7 +177,7 @@ impl Drive {
                     self.watch_until = None;
                     self.fact(Fact::PeerLost("it fell silent".into()));
                 }
-                Some(event) = inbox.events.recv() => self.event(event),
+                Some(event) = inbox.events.recv() => self.event(event).await,
                 _ = tick.tick() => {
                     self.agent.anonymous.sample();
                     self.streams.feed();
@@ -143,7 +201,7 @@ impl Drive {
                         self.fact(Fact::Asked);
                     }
                 }
-                FromPeer::Asked(link) => self.asked(link),
+                FromPeer::Asked(link) | FromPeer::Rejoin(_, link) => self.asked(link),
                 FromPeer::Inbound(Inbound::Tail(_)) | FromPeer::Data(_) | FromPeer::AgentEnds => {}
             }
             self.perform().await;
@@ -166,8 +224,8 @@ impl Drive {
                 Effect::Journal(record) => self.journal(record),
                 Effect::Answer(answer) => self.answer(answer).await,
                 Effect::Resume(entitlement) => self.resume(entitlement).await,
-                Effect::RecoverStream => tracing::error!("absent pages are to be fed again"),
                 Effect::KillQemu => self.kill().await,
+                Effect::RecoverStream => self.recover_stream().await,
                 Effect::WatchSource(limit) => {
                     self.watch_until = Some(tokio::time::Instant::now() + limit);
                 }

@@ -1,10 +1,11 @@
 //! While the guest runs: the stream and the rounds.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use sterna_host::usage::IdleShare;
-use sterna_migration::policy::{Decision, Policy, Precopy, RoundFacts};
+use sterna_migration::policy::Decision;
 use sterna_migration::source::Fact;
 use sterna_model::{PAGE_BYTES, Rate};
 use sterna_page_codec::{Effort, Level};
@@ -13,7 +14,7 @@ use sterna_wire::{Blob, Message};
 
 use super::pacing::Pace;
 use super::{Drive, Event, HEARD_LATELY};
-use crate::outgoing::bulk::{Bulk, Reports, RoundSum, Settings};
+use crate::outgoing::bulk::{Bulk, RoundSum};
 use crate::outgoing::memory::SourceMemory;
 use crate::outgoing::preflight;
 use crate::outgoing::reader::{Head, Prepare, Reader};
@@ -25,6 +26,16 @@ impl Drive {
             return Ok(());
         }
         let layout = head.memory.layout().clone();
+        // Pages that only this agent holds would not outlive it: post-copy needs them in QEMU's memory.
+        let readable =
+            |name| layout.block_named(name).is_some_and(|block| head.memory.is_readable(block));
+        if !self.shared_blocks.iter().all(readable) {
+            self.post_copy.store(false, Ordering::Relaxed);
+        }
+        if self.post_copy.load(Ordering::Relaxed) {
+            self.note_layout(&layout)?;
+        }
+        let settings = self.settings(&layout);
         self.gauge.memory = sterna_model::ByteCount(u64::from(layout.pages()) * PAGE_BYTES as u64);
         let configuration = Blob::new(head.configuration.bytes().to_vec());
         let message = Message::StreamHead(wire::StreamHead {
@@ -36,13 +47,10 @@ impl Drive {
             },
         });
         self.send(&message).await;
-        let to = self.events.clone();
-        let reports: Reports =
-            Arc::new(move |number, report| drop(to.send(Event::Worker(number, report))));
-        let settings = Settings { key: self.key, effort: self.effort(), rate: self.rate() };
+        let reports = self.reports();
         let (memory, tracker) = (Arc::clone(&head.memory), Arc::clone(&head.tracker));
         let mut bulk =
-            Bulk::start(std::mem::take(&mut self.data), memory, tracker, &settings, &reports)?;
+            Bulk::start(std::mem::take(&mut self.links), memory, tracker, &settings, &reports)?;
         bulk.begin_round();
         self.bulk = Some(bulk);
         // What the start of two QEMUs took from the processors says nothing of what copying leaves.
@@ -68,6 +76,9 @@ impl Drive {
     }
 
     pub(super) async fn round_done(&mut self, round: RoundSum) {
+        if matches!(self.phase(), "offering" | "offered" | "serving") {
+            return self.pushed(&round);
+        }
         let flushing = self.phase() == "flushing";
         let Some(bulk) = &mut self.bulk else { return };
         if !flushing && self.again.withholds() {
@@ -85,10 +96,10 @@ impl Drive {
         if flushing {
             self.gauge.flushed(&round, self.tail.bytes.len() as u64);
             // The destination may have asked for pages that the round had passed by then.
-            if bulk.waiting_pages() == 0 {
+            if bulk.waiting_pages() == round.sum.absent {
                 return self.send_final(&round).await;
             }
-            return bulk.begin_last();
+            return bulk.begin_last(self.finish);
         }
         let mut facts = self.gauge.round_ended(&round, bulk);
         if self.heard_at.elapsed() > HEARD_LATELY {
@@ -131,7 +142,7 @@ impl Drive {
     pub(super) fn note_decision(&mut self) {
         let decided = self.decided.lock().ok().and_then(|mut decided| decided.take());
         let Some((facts, decision)) = decided else { return };
-        if decision == Decision::Stop {
+        if matches!(decision, Decision::Stop | Decision::StopForPostCopy) {
             self.gauge.marks.decided = Some(Instant::now());
         }
         tracing::debug!(?facts, ?decision, "a round has ended");
@@ -199,34 +210,8 @@ impl Drive {
         bulk.request(&missing.pages);
         // A last round that is still going on is looked at when it ends.
         if self.flushed && bulk.is_idle() {
-            bulk.begin_last();
+            bulk.begin_last(self.finish);
         }
-    }
-}
-
-/// A policy whose decisions are kept for the report.
-pub(super) struct Watched {
-    pub(super) policy: Precopy,
-    pub(super) decided: Decided,
-}
-
-pub(super) type Decided = Arc<std::sync::Mutex<Option<(RoundFacts, Decision)>>>;
-
-impl Policy for Watched {
-    fn name(&self) -> &'static str {
-        self.policy.name()
-    }
-
-    fn round_ended(&mut self, facts: &RoundFacts) -> Decision {
-        let decision = self.policy.round_ended(facts);
-        if let Ok(mut decided) = self.decided.lock() {
-            *decided = Some((facts.clone(), decision.clone()));
-        }
-        decision
-    }
-
-    fn timed_out(&mut self) -> Decision {
-        self.policy.timed_out()
     }
 }
 

@@ -8,6 +8,7 @@ use sterna_migration::source::{Fact, MayReturn};
 
 use super::Drive;
 use crate::journal::Entry;
+use crate::outgoing::bulk::Links;
 use crate::outgoing::gauge::Ends;
 use crate::outgoing::qemu::{self, RunStateBefore};
 use crate::registry::Owner;
@@ -24,7 +25,7 @@ impl Drive {
         if let Some(bulk) = &mut self.bulk {
             bulk.abandon();
         }
-        self.data.clear();
+        self.links = Links::default();
         let mut returned = self.try_to_return(&may_return).await;
         // A guest that stands must not stay so because its QEMU was busy for some seconds.
         for _ in 0..RETURN_ATTEMPTS {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sterna_migration::source::{DurableOffer, Fact};
+use sterna_migration::source::{DurableOffer, Fact, Finish};
 use sterna_wire::message as wire;
 use sterna_wire::{AnswerState, Blob, GuestState, Message, Role, Sender as Side, Text};
 
@@ -91,9 +91,10 @@ impl Drive {
         self.journal.note(&Entry::GuestRan(guest_ran))
     }
 
-    pub(super) async fn flush(&mut self) {
+    pub(super) async fn flush(&mut self, finish: Finish) {
+        self.finish = finish;
         if let Some(bulk) = &mut self.bulk {
-            bulk.begin_last();
+            bulk.begin_last(finish);
         }
         if let Some(link) = &self.link
             && let Err(error) = link.send_tail(&self.tail.bytes).await
@@ -164,7 +165,7 @@ impl Drive {
     }
 
     /// Where the destination may be: where the move went to, and where the configuration says, which may be newer.
-    fn known_addresses(&self) -> Vec<Destination> {
+    pub(super) fn known_addresses(&self) -> Vec<Destination> {
         let first = self.wanted.to.clone();
         let second = peer::configured(&self.agent, &first.name).filter(|other| *other != first);
         std::iter::once(first).chain(second).filter(|to| !to.address.is_empty()).collect()
@@ -173,7 +174,11 @@ impl Drive {
     pub(super) fn answered(&mut self, state: AnswerState) {
         match state {
             AnswerState::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
+            AnswerState::Faulting => self.fact(Fact::PeerRunning { lacks_pages: true }),
             AnswerState::Discarded => self.fact(Fact::PeerDiscarded),
+            AnswerState::Lost => {
+                self.fact(Fact::PeerVanished("its QEMU ended while pages were lacking".into()));
+            }
             AnswerState::Unknown => {
                 let why = "the destination does not know what became of the guest; look there before resuming it here";
                 self.fact(Fact::PeerUnknown(why.into()));

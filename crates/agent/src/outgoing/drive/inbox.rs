@@ -15,6 +15,8 @@ pub(super) enum Event {
     Worker(usize, WorkerReport),
     QemuDied(String),
     Inquired(Result<Link, PeerError>),
+    /// A destination at which the guest runs is reached again, or not.
+    Reached(Result<Link, PeerError>),
 }
 
 /// Where the drive loop hears from.

@@ -47,8 +47,15 @@ impl Drive {
                 self.gauge.marks.running = Some(Instant::now());
                 self.gauge.destination_memory =
                     sterna_model::ByteCount(running.peak_anonymous_bytes);
-                self.fact(Fact::PeerRunning { lacks_pages: false });
+                self.fact(Fact::PeerRunning { lacks_pages: running.lacks_pages > 0 });
             }
+            Message::Wanted(wanted) => self.wanted_pages(wanted),
+            Message::Complete(complete) => self.complete(&complete),
+            Message::Vanished(vanished) => {
+                self.fact(Fact::PeerVanished(vanished.reason.to_string()));
+            }
+            Message::Rejoined(rejoined) => self.rejoined(&rejoined),
+            Message::Lacking(lacking) => self.lacking(lacking).await,
             Message::Discarded(of) if of.job == *self.job.id() => self.fact(Fact::PeerDiscarded),
             Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),
             Message::Pong(echo) => self.pong(echo),

@@ -1,5 +1,6 @@
 //! The drive loop of a move that leaves: performs the source machine's effects, turns what happens into facts.
 
+mod choice;
 mod copying;
 mod ending;
 mod handover;
@@ -7,22 +8,22 @@ mod inbox;
 mod messages;
 mod pacing;
 mod prepare;
+mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use sterna_host::tls::DataStream;
 use sterna_host::usage::IdleShare;
 use sterna_migration::journal::{SourceRecord, Subject as JournalSubject};
-use sterna_migration::policy::Precopy;
 use sterna_migration::source::{Effect, Fact, Finish, Limits, Source, Timer};
+use sterna_model::BlockName;
 use sterna_page_codec::Processors;
-use sterna_wire::FrameWriter;
 use tokio::sync::mpsc;
 
 use super::Move;
-use super::bulk::Bulk;
+use super::bulk::{Bulk, Links};
 use super::gauge::Gauge;
 use super::preflight::Subject;
 use super::qemu::SourceQemu;
@@ -30,12 +31,14 @@ use super::reader::{Counters, Head, StreamEvent, Tail};
 use super::worker::Report as WorkerReport;
 use crate::agent::Agent;
 use crate::jobs::Job;
-use crate::journal::{Entry, JobJournal, Journal};
+use crate::journal::{Entry, JobJournal, Journal, MemoryRecord, Side, Story};
 use crate::link::{Inbound, Link};
 use crate::vm::{describe_exit, quote_log};
-use copying::{Again, Decided, Watched};
+use choice::{Choice, Decided};
+use copying::Again;
 use inbox::{Event, Heard, Inbox, Queues, queues};
 use pacing::Pace;
+use serving::Rejoining;
 
 pub(super) use prepare::prepare_message;
 
@@ -57,11 +60,12 @@ const PING_EVERY: Duration = Duration::from_millis(200);
 /// Runs a job to its end.
 pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8; 32]) {
     let (queues, inbox) = queues();
-    let max_downtime = Duration::from_millis(wanted.options.max_downtime_ms);
-    let policy = Box::new(Watched { policy: Precopy::new(max_downtime), decided: Arc::default() });
+    let policy = Box::new(Choice::new(&wanted.options));
     let limits = limits(&wanted.options);
+    let wanted_strategy = wanted.options.strategy;
     let mut drive = Drive::new(agent, job, wanted, key, queues);
-    drive.decided = Arc::clone(&policy.decided);
+    (drive.decided, drive.post_copy) = policy.shared();
+    drive.strategy = choice::name(wanted_strategy, Finish::PreCopy);
     let mut effects = Vec::new();
     drive.machine = Some(Source::begin(policy, limits, &mut effects));
     drive.effects.extend(effects);
@@ -80,21 +84,25 @@ fn limits(options: &sterna_api::MigrateOptions) -> Limits {
     }
 }
 
-/// Takes a job up again that ended in *offered*.
+/// Takes a job up again that ended in *offered* or *serving*.
 pub(super) async fn resume(
     agent: Arc<Agent>,
     job: Arc<Job>,
     wanted: Move,
     journal: Journal,
-    guest_ran: bool,
+    story: Story,
 ) {
     let (queues, inbox) = queues();
     let mut drive = Drive::new(agent, job, wanted, [0; 32], queues);
     drive.journal = JobJournal::going_on(journal);
-    drive.guest_ran = guest_ran;
+    drive.guest_ran = story.guest_ran;
+    drive.stored = story.memory;
     drive.resumed = true;
-    let mut effects = Vec::new();
-    drive.machine = Some(Source::resume_offered(Limits::default(), &mut effects));
+    let (limits, mut effects) = (Limits::default(), Vec::new());
+    drive.machine = Some(match story.side {
+        Side::Source(SourceRecord::Serving) => Source::resume_serving(limits, &mut effects),
+        _ => Source::resume_offered(limits, &mut effects),
+    });
     drive.effects.extend(effects);
     drive.run(inbox).await;
 }
@@ -116,7 +124,16 @@ struct Drive {
     qemu: Option<SourceQemu>,
     subject: Option<Subject>,
     link: Option<Link>,
-    data: Vec<(DataStream, FrameWriter)>,
+    links: Links,
+    /// The destination's QEMU may run the guest before all its memory is there.
+    post_copy: Arc<AtomicBool>,
+    asked_for_post_copy: bool,
+    /// Blocks that the destination's QEMU shares with its agent.
+    shared_blocks: Vec<BlockName>,
+    finish: Finish,
+    rejoining: Rejoining,
+    /// What the journal says of the guest's memory, after a restart.
+    stored: Option<MemoryRecord>,
     bulk: Option<Bulk>,
     head: Option<Head>,
     /// Streams that were begun; the last one counts.
@@ -167,7 +184,13 @@ impl Drive {
             qemu: None,
             subject: None,
             link: None,
-            data: Vec::new(),
+            links: Links::default(),
+            post_copy: Arc::default(),
+            asked_for_post_copy: false,
+            shared_blocks: Vec::new(),
+            finish: Finish::PreCopy,
+            rejoining: Rejoining::default(),
+            stored: None,
             bulk: None,
             head: None,
             streams: 0,
@@ -259,6 +282,10 @@ impl Drive {
             Event::Inquired(Err(error)) => {
                 tracing::warn!(%error, "the destination cannot be asked")
             }
+            Event::Reached(Ok(link)) => self.reached(link).await,
+            Event::Reached(Err(error)) => {
+                tracing::warn!(%error, "the guest waits for pages at the destination, which cannot be reached")
+            }
         }
     }
 
@@ -289,16 +316,13 @@ impl Drive {
                 Effect::BeginRound => self.begin_round(),
                 Effect::RestartStream => self.restart_stream().await,
                 Effect::StopGuest => self.stop_guest().await,
-                Effect::Flush(Finish::PreCopy) => self.flush().await,
-                Effect::Flush(Finish::PostCopy) => {
-                    let why = "post-copy was decided on, and this agent cannot do it";
-                    self.fact(Fact::QemuFailed(why.into()));
-                }
+                Effect::Flush(finish) => self.flush(finish).await,
+                Effect::Serve => self.serve(),
+                Effect::Rejoin => self.rejoin(),
                 Effect::Commit(offer) => self.commit(offer).await,
                 Effect::Abort(why) => self.abort(&why).await,
                 Effect::Inquire => self.inquire().await,
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
-                Effect::Serve | Effect::Rejoin => tracing::error!("pages are to be served"),
                 Effect::DestroyGuest => self.destroy_guest().await,
                 Effect::SetTimer(timer, after) => {
                     // A time-out beyond what a clock can count is none.

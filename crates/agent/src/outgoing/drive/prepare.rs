@@ -1,6 +1,6 @@
 //! Before anything is copied: looking at the VM, reaching the destination, getting both ready.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sterna_migration::source::Fact;
@@ -8,7 +8,8 @@ use sterna_model::JobId;
 use sterna_wire::message as wire;
 use sterna_wire::{Message, PageKey, Role, Sender as Side, Verify};
 
-use super::Drive;
+use super::serving::into_links;
+use super::{Drive, choice};
 use crate::agent::Agent;
 use crate::journal::Entry;
 use crate::link::Link;
@@ -45,6 +46,8 @@ impl Drive {
             Ok(link) => {
                 message = message.for_peer(link.capabilities());
                 self.link = Some(link);
+                self.asked_for_post_copy =
+                    matches!(&message, Message::Prepare(prepare) if prepare.post_copy);
             }
             Err(error) if is_refusal(&error) => {
                 return self.fact(Fact::PeerRefused(vec![error.to_refusal()]));
@@ -82,27 +85,14 @@ impl Drive {
     /// The destination is ready: its data connections are made.
     pub(super) async fn prepared(&mut self, prepared: wire::Prepared) {
         self.gauge.destination_start = Duration::from_millis(prepared.start_ms);
-        let options = self.agent.link_options();
-        let connects = (0..self.wanted.options.connections).map(|connection| {
-            let (job, token) = (self.job.id().clone(), prepared.token);
-            let role = Role::Data { job, token, connection };
-            let (agent, to) = (Arc::clone(&self.agent), self.wanted.to.clone());
-            tokio::spawn(async move { peer::connect(&agent.identity, &to, role, options).await })
-        });
-        let connects: Vec<_> = connects.collect();
-        for connect in connects {
-            let blocking = match connect.await {
-                Ok(Ok((greeted, _))) => {
-                    greeted.connection.into_blocking().map(|link| (link, greeted.writer))
-                }
-                Ok(Err(error)) => return self.fact(Fact::PeerFailed(error.to_string())),
-                Err(error) => return self.fact(Fact::PeerFailed(error.to_string())),
-            };
-            match blocking {
-                Ok(data) => self.data.push(data),
-                Err(error) => return self.fact(Fact::PeerFailed(error.to_string())),
-            }
+        let post_copy = prepared.post_copy && self.asked_for_post_copy;
+        let count = self.wanted.options.connections + u16::from(post_copy);
+        match self.connect_data(prepared.token, count).await {
+            Ok(data) => self.links = into_links(data, post_copy),
+            Err(why) => return self.fact(Fact::PeerFailed(why)),
         }
+        self.shared_blocks = prepared.shared_blocks;
+        self.post_copy.store(post_copy, Ordering::Relaxed);
         self.gauge.marks.prepared = Some(Instant::now());
         self.ping().await;
         self.fact(Fact::PeerPrepared);
@@ -130,7 +120,7 @@ pub(in crate::outgoing) fn prepare_message(
         verify: if wanted.options.verify_full { Verify::Full } else { Verify::Roots },
         link_timeout_ms: u64::try_from(link_timeout).unwrap_or(u64::MAX),
         evidence: Some(subject.evidence.for_move(&wanted.options)),
-        post_copy: false,
+        post_copy: choice::may_finish_by_post_copy(&wanted.options),
     }))
 }
 

@@ -66,9 +66,9 @@ pub(super) fn check_options(options: &MigrateOptions) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut refuse =
         |code, reason: String, remedy| refusals.push(Refusal::new(code, reason, remedy));
-    if let strategy @ (Strategy::Liveness | Strategy::ThreeStage) = options.strategy {
-        let reason = format!("the strategy {strategy:?} is not there yet");
-        refuse("strategy-unavailable", reason, "use --strategy precopy");
+    if options.strategy == Strategy::Liveness {
+        let reason = "the strategy liveness is not there yet".to_owned();
+        refuse("strategy-unavailable", reason, "use --strategy precopy or three-stage");
     }
     if options.with_disks {
         let reason = "moving disks is not there yet".to_owned();

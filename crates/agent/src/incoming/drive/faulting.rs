@@ -1,0 +1,75 @@
+//! While the guest runs here and lacks pages: connections are made anew, and QEMU's stream is taken up again when it broke.
+
+use std::time::Duration;
+
+use sterna_page_codec::PageKey;
+use sterna_wire::Message;
+use sterna_wire::limits::{MAX_LACKING_RUNS, MAX_WANTED_PAGES};
+use sterna_wire::post_copy;
+use tracing::Instrument as _;
+
+use super::{Drive, Event};
+use crate::incoming::recover;
+use crate::link::Link;
+
+/// Between two attempts to take QEMU's stream up again.
+const RECOVER_EVERY: Duration = Duration::from_millis(200);
+
+impl Drive {
+    /// The source makes its connections anew: it is told what is lacking, and what the guest waits for.
+    pub(super) async fn rejoin(&mut self, rejoin: &post_copy::Rejoin, link: Link) {
+        let of_this_job = (rejoin.uuid, rejoin.epoch) == (self.prepare.uuid, self.prepare.epoch);
+        if !of_this_job || !self.runs_here() {
+            return self.asked(link);
+        }
+        let Some(faulting) = self.streams.faulting().cloned() else { return self.asked(link) };
+        self.abandoned = false;
+        self.links = vec![link];
+        self.streams.rejoin(PageKey(rejoin.page_key.0), rejoin.connections);
+        self.send(&Message::Rejoined(post_copy::Rejoined { token: self.token })).await;
+        let runs: Vec<_> = faulting
+            .runs()
+            .into_iter()
+            .map(|run| (sterna_model::PageId(run.start), run.end - run.start))
+            .collect();
+        let mut pieces = runs.chunks(MAX_LACKING_RUNS).peekable();
+        if pieces.peek().is_none() {
+            let none = post_copy::Lacking { runs: Vec::new(), last: true };
+            self.send(&Message::Lacking(none)).await;
+        }
+        while let Some(piece) = pieces.next() {
+            let lacking =
+                post_copy::Lacking { runs: piece.to_vec(), last: pieces.peek().is_none() };
+            self.send(&Message::Lacking(lacking)).await;
+        }
+        for pages in faulting.awaited().chunks(MAX_WANTED_PAGES) {
+            self.send(&Message::Wanted(post_copy::Wanted { pages: pages.to_vec() })).await;
+        }
+    }
+
+    /// QEMU's stream broke, or was an earlier agent's. What the source has sent since is not known to have arrived, so its
+    /// connections are closed: it makes them anew, and is told what is lacking.
+    pub(super) async fn recover_stream(&mut self) {
+        self.links.clear();
+        self.streams.leave_connections();
+        if let Err(why) = self.try_to_recover().await {
+            tracing::warn!(%why, "QEMU's stream is not taken up again yet; it is tried again");
+            let events = self.events.clone();
+            let again = async move {
+                tokio::time::sleep(RECOVER_EVERY).await;
+                let _ = events.send(Event::RecoverAgain);
+            };
+            tokio::spawn(again.in_current_span());
+        }
+    }
+
+    async fn try_to_recover(&mut self) -> Result<(), String> {
+        let (Some(waiting), Some(stored)) = (&self.waiting, self.stored.clone()) else {
+            return Err("its QEMU or its memory is not known".to_owned());
+        };
+        let ram = stored.ram_section.ok_or("the journal does not tell the RAM section")?;
+        let socket = waiting.vm.record().agent_qmp.with_file_name("recover.sock");
+        let stream = recover::connect(&waiting.live.qmp, &socket).await?;
+        tokio::task::block_in_place(|| self.streams.recover(stream, &stored.shared_blocks, ram))
+    }
+}
