@@ -185,7 +185,7 @@ impl Gauge {
     pub(super) fn complete(&mut self, complete: &sterna_wire::post_copy::Complete) {
         self.destination_memory =
             self.destination_memory.max(ByteCount(complete.peak_anonymous_bytes));
-        self.post_copy.complete = Some(complete.clone());
+        self.post_copy.complete = Some(*complete);
     }
 
     /// What the policy made of a round.
