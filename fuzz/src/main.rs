@@ -54,7 +54,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::List => {
-            targets::ALL.iter().for_each(|target| println!("{:10} {}", target.name, target.about));
+            targets::ALL.iter().for_each(|target| println!("{:11} {}", target.name, target.about));
             Ok(ExitCode::SUCCESS)
         }
         Command::Run { target, seed, seconds, inputs, trail, signatures } => {
@@ -107,7 +107,7 @@ fn run(
     let tally = fuzz(target, seed, corpus::load(target)?, budget, places)?;
     let (inputs, took) = (tally.inputs, tally.took.as_secs_f64());
     println!(
-        "{:10} {inputs} inputs in {took:.1} s, {} accepted, {} signatures, longest {:?}, {} failures",
+        "{:11} {inputs} inputs in {took:.1} s, {} accepted, {} signatures, longest {:?}, {} failures",
         target.name,
         tally.accepted,
         tally.signatures.len(),

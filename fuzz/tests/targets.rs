@@ -68,7 +68,7 @@ macro_rules! moments {
 }
 
 moments! {
-    stream inspect frames hello messages pages moves journal record config qmp description api
+    stream inspect return_path frames hello messages pages moves journal record config qmp description api
 }
 
 #[test]

@@ -89,9 +89,11 @@ pub(crate) const MAX_DESCRIPTION_BYTES: u32 = 16 << 20;
 pub const MAX_TAIL_BYTES: u64 = 256 << 20;
 /// Bytes of a package that QEMU loads, at most (its `MAX_VM_CMD_PACKAGED_SIZE`).
 pub const MAX_PACKAGE_BYTES: u64 = 1 << 24;
-/// Bytes of a package of device state, at least: two commands around one section with an empty name and no content
-/// (type, id, name length, instance, version, footer).
-pub(crate) const MIN_PACKAGE_BYTES: u64 = 5 + (1 + 4 + 1 + 4 + 4 + 5) + 5;
+/// Bytes of device state, at least: one section with an empty name and no content (type, id, name length, instance,
+/// version, footer).
+pub(crate) const MIN_STATE_BYTES: u64 = 1 + 4 + 1 + 4 + 4 + 5;
+/// Bytes of a package of device state, at least: two commands around it.
+pub(crate) const MIN_PACKAGE_BYTES: u64 = 5 + MIN_STATE_BYTES + 5;
 /// Bytes that a read buffer must be able to hold: more than the longest thing that the parser takes in one piece
 /// (a page with a new block name). A parser that takes nothing from a buffer of this size does not exist.
 pub const MIN_BUFFER_BYTES: usize = 2 * PAGE_BYTES;

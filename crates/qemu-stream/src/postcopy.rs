@@ -25,7 +25,7 @@ use crate::command::{self, Command};
 use crate::format::command::{
     PACKAGED, POSTCOPY_LISTEN, POSTCOPY_RAM_DISCARD, POSTCOPY_RESUME, POSTCOPY_RUN, RECV_BITMAP,
 };
-use crate::format::{MAX_PACKAGE_BYTES, flag, section};
+use crate::format::{MAX_PACKAGE_BYTES, MIN_STATE_BYTES, flag, section};
 use crate::parser::{RamSection, TailScan};
 use crate::writer::{NoSuchPage, Writer, put_counted};
 
@@ -187,15 +187,23 @@ impl<'a> Discards<'a> {
 
 /// The device sections of a tail: what comes before its end of file.
 fn device_state(tail: &[u8]) -> Result<&[u8], TailError> {
-    // A description ends with `}`, so a tail that ends with the end of file has none.
-    if let [state @ .., section::END_OF_FILE] = tail
-        && let [.., section::FOOTER, _, _, _, _] = state
-    {
-        return Ok(state);
+    let state = match tail {
+        // A description ends with `}`, so a tail that ends with the end of file has none.
+        [state @ .., section::END_OF_FILE]
+            if matches!(state, [.., section::FOOTER, _, _, _, _]) =>
+        {
+            state
+        }
+        _ => {
+            let mut scan = TailScan::new();
+            scan.push(tail);
+            let state_bytes = scan.end().map_err(|found| TailError::End { found })?;
+            // Part of the tail, so its length is one.
+            tail.get(..usize::try_from(state_bytes).unwrap_or(0)).unwrap_or_default()
+        }
+    };
+    if (state.len() as u64) < MIN_STATE_BYTES {
+        return Err(TailError::End { found: "no whole section before the end" });
     }
-    let mut scan = TailScan::new();
-    scan.push(tail);
-    let state_bytes = scan.end().map_err(|found| TailError::End { found })?;
-    let state = usize::try_from(state_bytes).ok().and_then(|length| tail.get(..length));
-    state.ok_or(TailError::End { found: "a part of it" })
+    Ok(state)
 }

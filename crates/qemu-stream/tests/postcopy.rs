@@ -179,6 +179,12 @@ fn a_tail_that_is_cut_is_not_packaged() {
     for more in [&b"}"[..], b"\0", b"x"] {
         assert!(packaged(&[SMALL_TAIL, more].concat()).is_err());
     }
+    let sections: [&[u8]; 2] = [b"\x04\0\0\0\x09\0\0\0\0\0\0\0\0", b"\x7e\0\0\0\x09"];
+    for end in [&b"\0"[..], b"\0\x06\0\0\0\x02{}"] {
+        assert!(packaged(&[sections[0], b"\0", sections[1], end].concat()).is_ok());
+        let short = packaged(&[&sections.concat()[..], end].concat());
+        assert_eq!(short, Err(TailError::End { found: "no whole section before the end" }));
+    }
 }
 
 #[test]

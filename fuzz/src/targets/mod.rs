@@ -14,6 +14,7 @@ mod moves;
 mod pages;
 mod qmp;
 mod record;
+mod return_path;
 mod stream;
 mod stream_grammar;
 
@@ -23,6 +24,7 @@ use crate::Target;
 pub const ALL: &[Target] = &[
     stream::TARGET,
     inspect::TARGET,
+    return_path::TARGET,
     frames::TARGET,
     hello::TARGET,
     messages::TARGET,
