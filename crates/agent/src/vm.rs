@@ -131,7 +131,19 @@ impl Live {
     /// # Errors
     /// When it is gone, or its monitor does not answer.
     pub(crate) async fn attach(process: Process, qmp: &Path) -> Result<Self, VmError> {
-        match Qmp::connect(qmp, ATTACH_DEADLINE).await {
+        Self::attach_within(ATTACH_DEADLINE, process, qmp).await
+    }
+
+    /// As [`Live::attach`], with less patience.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn attach_within(
+        deadline: Duration,
+        process: Process,
+        qmp: &Path,
+    ) -> Result<Self, VmError> {
+        match Qmp::connect(qmp, deadline).await {
             Ok((qmp, _)) => Ok(Self { qmp, process: Arc::new(process), schema: Arc::default() }),
             Err(error) => Err(VmError::Monitor { path: qmp.into(), reason: error.to_string() }),
         }

@@ -10,6 +10,7 @@ pub mod pki;
 pub mod process;
 pub mod qmp;
 pub mod same_file;
+pub mod socket;
 pub mod tls;
 pub mod usage;
 pub mod userfault;

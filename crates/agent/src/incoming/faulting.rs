@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -29,6 +29,9 @@ pub(super) struct Faulting {
     lacking: Bits,
     /// Zero pages that QEMU was given because it asked.
     zeroed: Bits,
+    /// What is lacking was found out by looking at what is there: zero pages that nobody wrote are among it then, and come
+    /// like the others.
+    with_zeros: AtomicBool,
     left: AtomicU64,
     queue: Mutex<Queue>,
     filled: Condvar,
@@ -89,6 +92,7 @@ impl Faulting {
         Self {
             lacking: bits,
             zeroed: Bits::new(pages),
+            with_zeros: AtomicBool::new(false),
             left: AtomicU64::new(left),
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -101,6 +105,7 @@ impl Faulting {
     pub(super) fn reset(&self, lacking: impl Iterator<Item = PageId>) {
         let mut queue = lock(&self.queue);
         *queue = Queue { stream: queue.stream + 1, closed: queue.closed, ..Queue::default() };
+        self.with_zeros.store(true, Ordering::Release);
         self.lacking.clear_all();
         self.zeroed.clear_all();
         let left = lacking.filter(|page| self.lacking.set(*page)).count() as u64;
@@ -149,7 +154,10 @@ impl Faulting {
                 waits.latency.requests += 1;
                 waits.since.insert(page, Instant::now());
                 from_source.push(page);
-            } else if is_zero(page) && self.zeroed.set(page) {
+            } else if !self.with_zeros.load(Ordering::Acquire)
+                && is_zero(page)
+                && self.zeroed.set(page)
+            {
                 lock(&self.queue).urgent.push_back(Placed { page, content: None });
                 self.filled.notify_one();
             }
@@ -333,6 +341,10 @@ mod tests {
         faulting.place(PageId(1), None, Lane::Bulk);
         assert!(matches!(faulting.next(0, 1), Next::Closed));
         assert_eq!(pages(faulting.next(1, 1)), [1]);
+        // It is on its way: a zero page before it would be a lie.
+        assert!(faulting.asked(1..2, |_| true).is_empty());
+        faulting.place(PageId(2), None, Lane::Bulk);
+        assert_eq!(pages(faulting.next(1, 5)), [2]);
     }
 
     #[test]

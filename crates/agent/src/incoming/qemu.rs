@@ -1,11 +1,13 @@
 //! The destination's QEMU: its start, waiting for a stream.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sterna_host::memory::{BlockMemory, shared_blocks_of};
+use sterna_host::process::{Process, inode_of};
 use sterna_host::qmp::{Qmp, RunState};
 use sterna_model::{BlockName, ByteCount, PAGE_BYTES, Refusal};
 use sterna_qemu_args::Rebuilt;
@@ -22,6 +24,8 @@ use crate::vm::{Live, Vm, fresh_record};
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// A QEMU that loads is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// The name by which QEMU keeps our end of its stream.
+const KEPT: &str = "sterna-kept-stream";
 /// What the file of a `memory-backend-memfd` is called.
 const MEMFD_LABEL: &str = "memory-backend-memfd";
 
@@ -30,8 +34,10 @@ const MEMFD_LABEL: &str = "memory-backend-memfd";
 pub(super) struct Waiting {
     /// The VM, in the registry as incoming.
     pub vm: Arc<Vm>,
-    /// Its QEMU.
-    pub live: Live,
+    /// Its QEMU's process.
+    pub process: Arc<Process>,
+    /// Its monitor; after a restart only the VM's own, once that answers.
+    monitor: Option<Qmp>,
     /// Guest memory that QEMU shares with us.
     pub shared: Vec<BlockMemory>,
     /// How long QEMU took to start.
@@ -44,9 +50,29 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// A guest that an agent of before this one had started.
-    pub(super) fn found(vm: Arc<Vm>, live: Live) -> Self {
-        let start_time = Duration::ZERO;
-        Self { vm, live, shared: Vec::new(), start_time, version: String::new(), post_copy: true }
+    pub(super) fn found(vm: Arc<Vm>, process: Arc<Process>) -> Self {
+        Self {
+            vm,
+            process,
+            monitor: None,
+            shared: Vec::new(),
+            start_time: Duration::ZERO,
+            version: String::new(),
+            post_copy: true,
+        }
+    }
+
+    /// Its monitor. After a restart there may be none for some time: a guest that waits for a page can hold up all of QEMU.
+    pub(super) fn qmp(&self) -> Option<Qmp> {
+        self.monitor.clone().or_else(|| self.vm.live().map(|live| live.qmp))
+    }
+
+    /// As [`Waiting::qmp`], for who cannot go on without.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(super) fn monitor(&self) -> Result<Qmp, String> {
+        self.qmp().ok_or_else(|| "its QEMU's monitor does not answer".to_owned())
     }
 }
 
@@ -55,7 +81,7 @@ impl Waiting {
 /// # Errors
 /// When it is not found.
 pub(super) fn memory_of(
-    live: &Live,
+    process: &Process,
     stored: &MemoryRecord,
     budget: ByteCount,
 ) -> Result<DestinationMemory, String> {
@@ -65,17 +91,17 @@ pub(super) fn memory_of(
         Ok((name.clone(), u64::from(pages) * PAGE_BYTES as u64))
     });
     let wanted = wanted.collect::<Result<Vec<_>, String>>()?;
-    let shared = shared_memory(live, wanted)?;
+    let shared = shared_memory(process, wanted)?;
     DestinationMemory::open_as_it_is(stored.layout.clone(), shared, budget)
         .map_err(|error| error.to_string())
 }
 
 /// The files behind these blocks, of which QEMU made one each, in this order.
 fn shared_memory(
-    live: &Live,
+    process: &Process,
     wanted: impl IntoIterator<Item = (BlockName, u64)>,
 ) -> Result<Vec<BlockMemory>, String> {
-    let files = shared_blocks_of(&live.process).map_err(|error| error.to_string())?;
+    let files = shared_blocks_of(process).map_err(|error| error.to_string())?;
     let mut files = files.into_iter().filter(|file| file.label == MEMFD_LABEL);
     let mut shared = Vec::new();
     for (block, length_bytes) in wanted {
@@ -134,9 +160,20 @@ impl Checked {
         };
         match opened {
             Ok((shared, version)) => {
-                let post_copy = prepare.post_copy && can_wait_for_pages(&live.qmp).await;
+                // Where QEMU asks for pages of several blocks, a restarted agent cannot tell which one is meant.
+                let post_copy =
+                    prepare.post_copy && shared.len() == 1 && can_wait_for_pages(&live.qmp).await;
                 let vm = self.register(agent, prepare, live.clone());
-                Ok(Waiting { vm, live, shared, start_time: begun.elapsed(), version, post_copy })
+                let (process, monitor) = (live.process, Some(live.qmp));
+                Ok(Waiting {
+                    vm,
+                    process,
+                    monitor,
+                    shared,
+                    start_time: begun.elapsed(),
+                    version,
+                    post_copy,
+                })
             }
             Err(error) => {
                 let _ = live.kill().await;
@@ -166,7 +203,7 @@ impl Checked {
             let name = BlockName::new(block.name.as_bytes()).map_err(|error| error.to_string())?;
             Ok((name, block.bytes.0))
         });
-        shared_memory(live, wanted.collect::<Result<Vec<_>, String>>()?)
+        shared_memory(&live.process, wanted.collect::<Result<Vec<_>, String>>()?)
     }
 
     fn register(self, agent: &Agent, prepare: &Prepare, live: Live) -> Arc<Vm> {
@@ -232,13 +269,32 @@ pub(super) async fn left_load(qmp: &Qmp) -> Result<(), String> {
     }
 }
 
+/// Has QEMU keep our end of its stream: it is then not closed when this agent dies, and the next one takes it from there.
+/// Gives the socket's inode.
+///
+/// # Errors
+/// When QEMU does not take it.
+pub(super) async fn keep_stream(qmp: &Qmp, stream: &UnixStream) -> Result<u64, String> {
+    let inode = inode_of(stream).map_err(|error| error.to_string())?;
+    let ours = stream.try_clone().map_err(|error| error.to_string())?;
+    let name = json!({"fdname": KEPT});
+    let given = qmp.execute_with_fd("getfd", name, ours.into(), COMMAND_TIMEOUT).await;
+    given.map(|_| inode).map_err(|error| error.to_string())
+}
+
+/// QEMU need not keep its stream any more.
+pub(super) async fn drop_stream(qmp: &Qmp) {
+    if let Err(error) = qmp.execute("closefd", json!({"fdname": KEPT}), COMMAND_TIMEOUT).await {
+        tracing::debug!(%error, "QEMU kept no stream");
+    }
+}
+
 /// Hands QEMU our end of a stream to load.
 ///
 /// # Errors
 /// When QEMU refuses.
-pub(super) async fn begin_load(qmp: &Qmp) -> Result<std::os::unix::net::UnixStream, String> {
-    let (ours, theirs) =
-        std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
+pub(super) async fn begin_load(qmp: &Qmp) -> Result<UnixStream, String> {
+    let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
     let name = json!({"fdname": "sterna-incoming"});
     let given = qmp.execute_with_fd("getfd", name, theirs.into(), COMMAND_TIMEOUT).await;
     given.map_err(|error| error.to_string())?;

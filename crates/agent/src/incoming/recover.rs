@@ -7,16 +7,20 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sterna_host::qmp::Qmp;
+use sterna_host::socket::unsent_bytes;
 use sterna_model::{BlockName, PAGE_BYTES, PageId};
 use sterna_qemu_stream::{PlacedPages, RamSection, ReturnMessage, ReturnPath, Writer};
 
 use super::memory::DestinationMemory;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// What QEMU was given is placed when it has read it and its memory has not grown for so long.
+const QUIET: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// QEMU answers each question within this.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -75,6 +79,55 @@ pub(super) fn recover(
     Ok(recovered)
 }
 
+/// Goes on with a stream that an earlier agent has left at the end of a piece: pieces are written whole or not at all
+/// ([`Loader`](super::loader::Loader)). What was under way is waited for, since a page that is placed twice ends QEMU.
+/// Blocks.
+///
+/// # Errors
+/// When QEMU does not read on, or its memory cannot be looked into.
+pub(super) fn go_on(
+    stream: UnixStream,
+    memory: &DestinationMemory,
+    block: &BlockName,
+    ram: RamSection,
+) -> Result<Recovered, String> {
+    let begun = Instant::now();
+    let mut settled = Settled { unread: true, present: 0, since: begun };
+    let present = loop {
+        if begun.elapsed() > ANSWER_TIMEOUT {
+            return Err("QEMU does not take what it was given".to_owned());
+        }
+        std::thread::sleep(LOOK_EVERY);
+        let unread = unsent_bytes(&stream).map_err(|error| error.to_string())? > 0;
+        let present = memory.present(block).map_err(|error| error.to_string())?;
+        if settled.look(unread, present.count()) {
+            break present;
+        }
+    };
+    memory.fault_again(present.absent().collect());
+    let at = memory.layout().blocks().iter().position(|known| known.name == *block);
+    let messages = ReturnPath::going_on(memory.layout().clone(), at.unwrap_or_default());
+    Ok(Recovered { stream, writer: Writer::recover(ram, memory.layout().clone()), messages })
+}
+
+/// Whether QEMU has placed all that it was given: it has read everything, and nothing was added since for a while.
+#[derive(Debug)]
+struct Settled {
+    unread: bool,
+    present: usize,
+    since: Instant,
+}
+
+impl Settled {
+    fn look(&mut self, unread: bool, present: usize) -> bool {
+        if unread || self.unread || present != self.present {
+            *self = Self { unread, present, since: Instant::now() };
+            return false;
+        }
+        self.since.elapsed() >= QUIET
+    }
+}
+
 impl Recovered {
     fn placed(&mut self, block: &BlockName) -> Result<PlacedPages, String> {
         let mut out = Vec::new();
@@ -127,6 +180,11 @@ pub(super) struct Present {
 impl Present {
     pub(super) fn new(pages: std::ops::Range<u32>, data: Vec<std::ops::Range<u64>>) -> Self {
         Self { pages, data }
+    }
+
+    /// How many pages are data.
+    fn count(&self) -> usize {
+        self.pages.len() - self.absent().count()
     }
 
     /// The pages that are holes.

@@ -72,7 +72,12 @@ impl Listener {
             ReturnMessage::Received { .. } => {
                 return Err("QEMU told what it has received without being asked".to_owned());
             }
-            ReturnMessage::Shut(0) => return Ok(true),
+            ReturnMessage::Shut(0) => {
+                if self.memory.faulting().is_some() {
+                    (self.report)(StreamEvent::Placed);
+                }
+                return Ok(true);
+            }
             ReturnMessage::Shut(error) => return Err(format!("QEMU's load ended with {error}")),
         }
         Ok(false)

@@ -51,6 +51,8 @@ pub(super) enum StreamEvent {
     Ready,
     /// QEMU has loaded the devices of a guest that lacks pages.
     DevicesLoaded,
+    /// QEMU has placed every page.
+    Placed,
     /// The guest waits for these pages.
     Wanted(Vec<PageId>),
     /// QEMU's stream of this number broke.
@@ -236,6 +238,23 @@ impl Streams {
         self.let_in = true;
     }
 
+    /// Goes on with QEMU's stream, which an earlier agent has left whole; what the guest lacks is found out anew. Blocks
+    /// until QEMU has placed what it was given.
+    ///
+    /// # Errors
+    /// When QEMU does not take what it was given, or its memory cannot be looked into.
+    pub(super) fn go_on(
+        &mut self,
+        stream: UnixStream,
+        block: &BlockName,
+        ram: wire::RamSection,
+    ) -> Result<(), String> {
+        let Some(memory) = self.memory.clone() else { return Err("the memory is not open".into()) };
+        let ram = RamSection { section_id: ram.section, instance_id: ram.instance };
+        let recovered = recover::go_on(stream, &memory, block, ram)?;
+        self.feed_on(recovered, memory)
+    }
+
     /// Takes QEMU's broken stream up again; what the guest lacks is found out anew. Blocks until QEMU waits for pages.
     ///
     /// # Errors
@@ -248,8 +267,16 @@ impl Streams {
     ) -> Result<(), String> {
         let Some(memory) = self.memory.clone() else { return Err("the memory is not open".into()) };
         let ram = RamSection { section_id: ram.section, instance_id: ram.instance };
-        let Recovered { stream, writer, messages } =
-            recover::recover(stream, &memory, blocks, ram)?;
+        let recovered = recover::recover(stream, &memory, blocks, ram)?;
+        self.feed_on(recovered, memory)
+    }
+
+    fn feed_on(
+        &mut self,
+        recovered: Recovered,
+        memory: Arc<DestinationMemory>,
+    ) -> Result<(), String> {
+        let Recovered { stream, writer, messages } = recovered;
         let back = stream.try_clone().map_err(|error| error.to_string())?;
         self.stream += 1;
         self.listen(back, messages, &memory)?;

@@ -67,6 +67,9 @@ pub(crate) struct MemoryRecord {
     pub shared_blocks: Vec<BlockName>,
     /// The RAM section of QEMU's stream; only the destination needs it.
     pub ram_section: Option<RamSection>,
+    /// The socket by which the destination's QEMU is fed: QEMU keeps it, so that it outlives the agent.
+    #[serde(default)]
+    pub stream_inode: Option<u64>,
 }
 
 /// An entry with the time at which it was written, beside it: earlier builds wrote none, and pass over it.

@@ -1,9 +1,12 @@
 //! Jobs of this host as the destination, taken up again, and what their journals answer.
 
 use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::SendFlags;
+use sterna_host::process::Process;
 use sterna_host::qmp::{MigrationStatus, RunState};
 use sterna_migration::destination::{Destination, Effect, End, Entitlement, Fact};
 use sterna_migration::journal::{DestinationRecord, SourceRecord};
@@ -33,25 +36,43 @@ struct Left<'a> {
     vm: Option<Arc<Vm>>,
 }
 
-/// The QEMU of a guest that is this host's and lacks pages, if it is there.
-async fn lacking(record: DestinationRecord, story: &Story, vm: Option<&Vm>) -> Option<Live> {
-    let live = vm?.live()?;
-    story.memory.as_ref()?;
-    match record {
-        DestinationRecord::Faulting => Some(live),
-        // Resumed or not, if the memory was complete its QEMU says so.
-        DestinationRecord::Entitled => {
-            let status = live.qmp.query_migrate().await.ok()?.status;
-            matches!(
-                status,
-                MigrationStatus::PostcopyActive
-                    | MigrationStatus::PostcopyPaused
-                    | MigrationStatus::PostcopyRecover
-            )
-            .then_some(live)
-        }
-        _ => None,
+/// The QEMU of a guest that is this host's and lacks pages, if it is there, and the stream that it is fed by, if it has
+/// kept it. Its monitor may not answer: a guest that waits for a page can hold up all of QEMU.
+async fn lacking(
+    record: DestinationRecord,
+    story: &Story,
+    vm: &Vm,
+) -> Option<(Arc<Process>, Option<UnixStream>)> {
+    let memory = story.memory.as_ref()?;
+    if !matches!(record, DestinationRecord::Entitled | DestinationRecord::Faulting) {
+        return None;
     }
+    let process = Arc::new(vm.record().process?.find().ok()??);
+    let kept = memory.stream_inode.and_then(|inode| match process.socket(inode) {
+        Ok(kept) => kept.map(UnixStream::from),
+        Err(error) => {
+            tracing::warn!(%error, "QEMU's stream cannot be taken from where it is kept");
+            None
+        }
+    });
+    if let Some(kept) = kept.filter(goes_on) {
+        return Some((process, Some(kept)));
+    }
+    let live = vm.live()?;
+    let status = live.qmp.query_migrate().await.ok()?.status;
+    let post_copy = matches!(
+        status,
+        MigrationStatus::PostcopyActive
+            | MigrationStatus::PostcopyPaused
+            | MigrationStatus::PostcopyRecover
+    );
+    // What had lacked pages when it was journalled lacks none any more: that is still to be journalled and told.
+    (post_copy || record == DestinationRecord::Faulting).then_some((process, None))
+}
+
+/// Whether the stream was not brought to its end: then its writing end is shut.
+fn goes_on(stream: &UnixStream) -> bool {
+    rustix::net::send(stream, &[], SendFlags::NOSIGNAL).is_ok()
 }
 
 /// Brings a job to where its journal says that it must go.
@@ -63,11 +84,11 @@ pub(super) async fn settle(
     record: DestinationRecord,
     vm: Option<Arc<Vm>>,
 ) -> Settled {
-    if let Some(live) = lacking(record, story, vm.as_deref()).await
-        && let Some(vm) = &vm
+    if let Some(vm) = &vm
+        && let Some((process, kept)) = lacking(record, story, vm).await
     {
         let (job, vm) = (Arc::clone(job), Arc::clone(vm));
-        let left = incoming::Left { job, journal, story: story.clone(), vm, live };
+        let left = incoming::Left { job, journal, story: story.clone(), vm, process, kept };
         return incoming::resume(agent, left).map_or_else(Settled::NotYet, |()| Settled::Yes);
     }
     let mut effects = Vec::new();

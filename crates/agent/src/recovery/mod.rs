@@ -13,6 +13,7 @@ pub(crate) use destination::journaled_state;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sterna_migration::journal::DestinationRecord;
 use sterna_model::{JobId, Uuid, VmName};
@@ -24,6 +25,9 @@ use crate::journal::{self, Entry, Journal, Side, Story};
 use crate::place::Place;
 use crate::registry::{Found, Owner, Record};
 use crate::vm::{Live, Vm, fresh_record};
+
+/// The monitor of a VM that was arriving is waited for so long at first; then it is tried again.
+const ARRIVING_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Finds VMs and finishes jobs. Runs before anybody is listened to.
 ///
@@ -139,10 +143,19 @@ fn without_journal(agent: &Agent, job: &JobId, why: &str) {
 async fn reattach(record: Record) -> Arc<Vm> {
     let Some(id) = record.process else { return Vm::new(record, None) };
     let silent = match id.find() {
-        Ok(Some(process)) => match Live::attach(process, &record.agent_qmp).await {
-            Ok(live) => return Vm::new(record, Some(live)),
-            Err(error) => error.to_string(),
-        },
+        Ok(Some(process)) => {
+            let attached = match record.owner {
+                // Its guest may wait for pages, and all of QEMU for the guest, until this agent gives them.
+                Owner::Incoming { .. } => {
+                    Live::attach_within(ARRIVING_DEADLINE, process, &record.agent_qmp).await
+                }
+                _ => Live::attach(process, &record.agent_qmp).await,
+            };
+            match attached {
+                Ok(live) => return Vm::new(record, Some(live)),
+                Err(error) => error.to_string(),
+            }
+        }
         Ok(None) => {
             tracing::warn!(vm = %record.name, "its QEMU ended while the agent was away");
             let vm = Vm::new(record, None);

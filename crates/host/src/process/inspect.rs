@@ -39,6 +39,22 @@ pub fn boot_id() -> io::Result<Uuid> {
     id.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// The number under which a process holds the socket with this inode.
+///
+/// # Errors
+/// When we may not look, or the process is gone.
+pub(super) fn socket_of(pid: i32, inode: u64) -> io::Result<Option<i32>> {
+    let wanted = format!("socket:[{inode}]");
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        // One that was closed since is not the one.
+        if std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str()) {
+            return Ok(entry.file_name().to_str().and_then(|number| number.parse().ok()));
+        }
+    }
+    Ok(None)
+}
+
 /// When the process started, in clock ticks since the host's boot; `None` when there is no such process.
 ///
 /// # Errors

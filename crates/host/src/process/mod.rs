@@ -23,8 +23,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
-    waitid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_getfd,
+    pidfd_open, pidfd_send_signal, waitid,
 };
 use sterna_model::Uuid;
 use tokio::io::Interest;
@@ -215,6 +215,21 @@ impl Process {
             .unwrap_or(Err(ProcessError::Undead { pid: self.pid(), waited: deadline }))
     }
 
+    /// Our own hand on a socket that the process holds, by the socket's inode ([`inode_of`]); `None` when it holds none
+    /// such.
+    ///
+    /// # Errors
+    /// When the kernel refuses: that takes the same user with ptrace rights, or root.
+    pub fn socket(&self, inode: u64) -> Result<Option<OwnedFd>, ProcessError> {
+        let found = inspect::socket_of(self.pid(), inode);
+        let found = found.map_err(|error| self.failed("list the descriptors of", error))?;
+        let Some(number) = found else { return Ok(None) };
+        let taken = pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty())
+            .map_err(|error| self.failed("take a descriptor of", error.into()))?;
+        // The number may have changed hands between the two questions.
+        Ok(inode_of(&taken).ok().filter(|found| *found == inode).map(|_| taken))
+    }
+
     /// A child of ours that nobody has reaped, so that its number is still its own, whether it has ended or not.
     fn of_child(pid: i32) -> io::Result<Self> {
         let gone = || io::Error::from(Errno::SRCH);
@@ -245,6 +260,14 @@ impl Process {
     fn failed(&self, act: &'static str, error: io::Error) -> ProcessError {
         ProcessError::Act { act, pid: self.pid(), error }
     }
+}
+
+/// What tells a socket from all others of this host.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn inode_of(socket: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(socket)?.st_ino)
 }
 
 impl AsFd for Process {

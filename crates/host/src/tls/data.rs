@@ -11,14 +11,12 @@ use rustls::Connection;
 use sterna_model::HostName;
 
 use super::error::TlsError;
+use crate::socket::unsent_bytes;
 
 /// Ciphertext that is gathered before the system is asked to send it.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 /// Ciphertext that is asked of the system at once; the TLS library takes it in pieces of 4 KiB.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
-
-/// `SIOCOUTQ` of tcp(7), on every architecture.
-const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
 
 /// A blocking TLS connection to a peer whose name is proven.
 #[derive(Debug)]
@@ -172,12 +170,7 @@ impl DataHandle {
     /// # Errors
     /// When the system does not tell.
     pub fn unacknowledged_bytes(&self) -> io::Result<usize> {
-        // SAFETY: the request writes one C integer, which is what the getter has room for.
-        let count = unsafe {
-            let getter = rustix::ioctl::Getter::<{ SIOCOUTQ }, i32>::new();
-            rustix::ioctl::ioctl(&self.0, getter)
-        }?;
-        Ok(usize::try_from(count).unwrap_or(0))
+        unsent_bytes(&self.0)
     }
 
     #[cfg(test)]

@@ -109,6 +109,13 @@ pub struct ReturnPath {
 }
 
 impl ReturnPath {
+    /// A parser of a connection that goes on behind a message that somebody else has read: a request that names no block
+    /// is of the block with this index.
+    #[must_use]
+    pub fn going_on(layout: Layout, last_block: usize) -> Self {
+        Self { last_block: Some(last_block), ..Self::new(layout) }
+    }
+
     /// A parser at the start of a connection, for a guest with these blocks.
     #[must_use]
     pub const fn new(layout: Layout) -> Self {

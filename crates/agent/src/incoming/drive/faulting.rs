@@ -1,17 +1,21 @@
 //! While the guest runs here and lacks pages: connections are made anew, and QEMU's stream is taken up again when it broke.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use sterna_host::qmp::{MigrationStatus, RunState};
 use sterna_page_codec::PageKey;
-use sterna_wire::Message;
 use sterna_wire::limits::{MAX_LACKING_RUNS, MAX_WANTED_PAGES};
 use sterna_wire::post_copy;
+use sterna_wire::{GuestState, Message};
 use tracing::Instrument as _;
 
 use super::{Drive, Event};
 use crate::incoming::recover;
 use crate::link::Link;
 
+/// QEMU leaves its load within this.
+const CONT_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two attempts to take QEMU's stream up again.
 const RECOVER_EVERY: Duration = Duration::from_millis(200);
 
@@ -63,13 +67,49 @@ impl Drive {
         }
     }
 
+    /// An agent that died between its right to resume the guest and doing so has left it paused: what follows from that
+    /// is done when QEMU answers, which may take pages first.
+    pub(super) fn resume_when_it_answers(&self) {
+        let (Some(waiting), GuestState::Running) = (&self.waiting, self.guest) else { return };
+        let (vm, events) = (Arc::clone(&waiting.vm), self.events.clone());
+        let resume = async move {
+            loop {
+                if let Some(live) = vm.live()
+                    && let Ok(status) = live.qmp.query_status().await
+                    && status.status != RunState::InMigrate
+                {
+                    if status.status == RunState::Paused {
+                        let resumed = live.qmp.cont_after_migration(CONT_DEADLINE).await;
+                        tracing::info!(?resumed, "the guest was this host's, and paused");
+                    }
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(RECOVER_EVERY) => {}
+                    () = events.closed() => return,
+                }
+            }
+        };
+        tokio::spawn(resume.in_current_span());
+    }
+
     async fn try_to_recover(&mut self) -> Result<(), String> {
         let (Some(waiting), Some(stored)) = (&self.waiting, self.stored.clone()) else {
             return Err("its QEMU or its memory is not known".to_owned());
         };
+        if let Some(qmp) = waiting.qmp()
+            && qmp.query_migrate().await.is_ok_and(|info| info.status == MigrationStatus::Completed)
+        {
+            self.placed();
+            return Ok(());
+        }
         let ram = stored.ram_section.ok_or("the journal does not tell the RAM section")?;
         let socket = waiting.vm.record().agent_qmp.with_file_name("recover.sock");
-        let stream = recover::connect(&waiting.live.qmp, &socket).await?;
+        if let Some(kept) = self.kept.take() {
+            let block = stored.shared_blocks.first().ok_or("the journal tells no memory")?;
+            return tokio::task::block_in_place(|| self.streams.go_on(kept, block, ram));
+        }
+        let stream = recover::connect(&waiting.monitor()?, &socket).await?;
         tokio::task::block_in_place(|| self.streams.recover(stream, &stored.shared_blocks, ram))
     }
 }

@@ -1,8 +1,10 @@
 //! How others reach a job that arrives: its beginning, and the queue of what peers' connections bring it.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sterna_host::process::Process;
 use sterna_model::{HostName, Refusal};
 use sterna_wire::message::Prepare;
 use sterna_wire::post_copy::Rejoin;
@@ -17,7 +19,7 @@ use crate::incoming::streams::DataConnection;
 use crate::jobs::{Job, Role};
 use crate::journal::{Journal, Story};
 use crate::link::{Inbound, Link, MAX_UNREAD};
-use crate::vm::{Live, Vm};
+use crate::vm::Vm;
 
 /// What others need to reach a job that arrives.
 #[derive(Clone, Debug)]
@@ -83,7 +85,9 @@ pub(crate) struct Left {
     /// The VM.
     pub vm: Arc<Vm>,
     /// Its QEMU.
-    pub live: Live,
+    pub process: Arc<Process>,
+    /// The stream by which QEMU is fed, if it has kept it.
+    pub kept: Option<UnixStream>,
 }
 
 /// Goes on with a job whose guest lacks pages, after a restart. The source finds it by its job.
@@ -93,7 +97,7 @@ pub(crate) struct Left {
 pub(crate) fn resume(agent: &Arc<Agent>, left: Left) -> Result<(), String> {
     let stored = left.story.memory.clone().ok_or("the journal does not tell the guest's memory")?;
     let budget = agent.config.limits.memory_budget;
-    let memory = crate::incoming::qemu::memory_of(&left.live, &stored, budget)?;
+    let memory = crate::incoming::qemu::memory_of(&left.process, &stored, budget)?;
     let (to_events, events) = mpsc::unbounded_channel();
     let (queue, from_peer) = mpsc::channel(MAX_UNREAD);
     let token = crate::random::bytes().map_err(|error| format!("no random bytes: {error}"))?;

@@ -10,12 +10,14 @@ use sterna_wire::GuestState;
 use tracing::Instrument as _;
 
 use super::{Drive, Event};
-use crate::incoming::qemu::Waiting;
+use crate::incoming::qemu::{Waiting, drop_stream};
 use crate::journal::Entry;
 use crate::registry::Owner;
 use crate::vm::{describe_exit, quote_log};
 
 /// QEMU leaves its load within this.
+/// A killed process is gone within this.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const CONT_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Drive {
@@ -58,8 +60,9 @@ impl Drive {
     /// Tells when QEMU has loaded its stream, and when it is gone.
     pub(super) fn watch_qemu(&self, waiting: &Waiting) {
         let (loaded, died) = (self.events.clone(), self.events.clone());
-        let mut qemu_events = waiting.live.qmp.subscribe();
+        let qemu_events = waiting.qmp().map(|qmp| qmp.subscribe());
         tokio::spawn(async move {
+            let Some(mut qemu_events) = qemu_events else { return };
             // A QEMU can outlive its move by far; nobody hears of it once that is over.
             while let Delivery::Event(event) = tokio::select! {
                 delivery = qemu_events.next() => delivery,
@@ -70,7 +73,7 @@ impl Drive {
                 }
             }
         });
-        let (process, log) = (Arc::clone(&waiting.live.process), waiting.vm.record().log);
+        let (process, log) = (Arc::clone(&waiting.process), waiting.vm.record().log);
         tokio::spawn(async move {
             // Not to be able to watch is not to see it end.
             let exited = tokio::select! {
@@ -88,7 +91,10 @@ impl Drive {
         let Some(waiting) = &self.waiting else {
             return self.fact(Fact::ResumeFailed("its QEMU is gone".into()));
         };
-        let qmp = waiting.live.qmp.clone();
+        let qmp = match waiting.monitor() {
+            Ok(qmp) => qmp,
+            Err(why) => return self.fact(Fact::ResumeFailed(why)),
+        };
         if self.guest == GuestState::Running
             && let Err(error) = qmp.cont_after_migration(CONT_DEADLINE).await
         {
@@ -108,7 +114,7 @@ impl Drive {
         self.streams.close();
         if let Some(waiting) = self.waiting.take() {
             // It must be known dead before anyone says so: the guest stays paused at the source until then.
-            while let Err(error) = waiting.live.kill().await {
+            while let Err(error) = waiting.process.kill_and_reap(KILL_DEADLINE).await {
                 tracing::error!(%error, "the QEMU to be discarded does not end");
             }
             if self.runs_here() {
@@ -139,6 +145,9 @@ impl Drive {
                 Some(why) => record.lose_track(job, why),
             });
             if *end == End::Running {
+                if let Some(qmp) = waiting.qmp().filter(|_| waiting.post_copy) {
+                    tokio::spawn(async move { drop_stream(&qmp).await });
+                }
                 self.agent.watch(&waiting.vm);
             }
         }

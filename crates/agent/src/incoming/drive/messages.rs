@@ -56,10 +56,7 @@ impl Drive {
     pub(super) async fn event(&mut self, event: Event) {
         match event {
             Event::Stream(event) => self.stream(event).await,
-            Event::QemuLoaded if self.streams.faulting().is_some() => {
-                self.complete = true;
-                self.fact(Fact::MemoryComplete);
-            }
+            Event::QemuLoaded if self.streams.faulting().is_some() => self.placed(),
             Event::QemuLoaded => self.qemu_loaded(),
             Event::RecoverAgain => self.recover_stream().await,
             Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
@@ -78,6 +75,7 @@ impl Drive {
             StreamEvent::Verified => self.memory_loaded(),
             StreamEvent::Ready => self.streams.let_in(),
             StreamEvent::DevicesLoaded => self.devices_loaded().await,
+            StreamEvent::Placed => self.placed(),
             StreamEvent::Wanted(pages) => {
                 for pages in pages.chunks(MAX_WANTED_PAGES) {
                     self.send(&Message::Wanted(post_copy::Wanted { pages: pages.to_vec() })).await;
@@ -91,9 +89,20 @@ impl Drive {
         self.machine.as_ref().is_some_and(|machine| machine.phase() == "faulting")
     }
 
+    /// QEMU has placed every page; it says so in two ways.
+    pub(super) fn placed(&mut self) {
+        if !std::mem::replace(&mut self.complete, true) {
+            self.fact(Fact::MemoryComplete);
+        }
+    }
+
     async fn devices_loaded(&mut self) {
         let Some(waiting) = &self.waiting else { return };
-        match qemu::left_load(&waiting.live.qmp).await {
+        let left = match waiting.monitor() {
+            Ok(qmp) => qemu::left_load(&qmp).await,
+            Err(why) => Err(why),
+        };
+        match left {
             Ok(()) => self.qemu_loaded(),
             Err(why) => self.fact(Fact::Failed(why)),
         }
@@ -148,17 +157,20 @@ impl Drive {
             return Err("the source sent its stream's head before it was prepared for".into());
         };
         let shared = std::mem::take(&mut waiting.shared);
-        if waiting.post_copy {
+        let (qmp, post_copy) = (waiting.monitor()?, waiting.post_copy);
+        let shared_blocks = shared.iter().map(|block| block.block().clone()).collect();
+        self.streams.open(head, shared, self.agent.config.limits.memory_budget)?;
+        let stream = qemu::begin_load(&qmp).await?;
+        if post_copy {
             let stored = MemoryRecord {
                 layout: head.layout.clone(),
-                shared_blocks: shared.iter().map(|block| block.block().clone()).collect(),
+                shared_blocks,
                 ram_section: Some(head.ram_section),
+                stream_inode: Some(qemu::keep_stream(&qmp, &stream).await?),
             };
             self.stored = Some(stored.clone());
             self.journal.note(&Entry::Memory(stored)).map_err(|error| error.to_string())?;
         }
-        self.streams.open(head, shared, self.agent.config.limits.memory_budget)?;
-        let stream = qemu::begin_load(&waiting.live.qmp).await?;
         self.streams.load(head, stream)
     }
 

@@ -9,6 +9,7 @@ mod messages;
 pub(crate) use handle::{Handle, Left, begin, resume};
 
 use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ struct Drive {
     complete: bool,
     /// What the guest's memory consists of, where it may run without all of it.
     stored: Option<MemoryRecord>,
+    /// QEMU's stream, as an earlier agent has left it.
+    kept: Option<UnixStream>,
 }
 
 impl Drive {
@@ -104,6 +107,7 @@ impl Drive {
             abandoned: false,
             complete: false,
             stored: None,
+            kept: None,
         }
     }
 
@@ -115,17 +119,14 @@ impl Drive {
         token: Token,
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
-        let Left { job, journal, story, vm, live } = left;
+        let Left { job, journal, story, vm, process, kept } = left;
         let to = events.clone();
         let mut streams = Streams::new(&prepare, move |event| drop(to.send(Event::Stream(event))));
         streams.adopt(memory);
         let mut effects = Vec::new();
-        let machine = match story.side {
-            Side::Destination(DestinationRecord::Faulting) => {
-                Destination::resume_faulting(&mut effects)
-            }
-            _ => Destination::resume_entitled(&mut effects),
-        };
+        // Entitled, and its memory lacking: it may run already, and QEMU may stand until it is given pages.
+        let machine = Destination::resume_faulting(&mut effects);
+        let is_entitled = story.side == Side::Destination(DestinationRecord::Entitled);
         let drive = Self {
             agent,
             job,
@@ -137,7 +138,7 @@ impl Drive {
             machine: Some(machine),
             effects: effects.into(),
             journal: JobJournal::going_on(journal),
-            waiting: Some(Waiting::found(vm, live)),
+            waiting: Some(Waiting::found(vm, process)),
             streams,
             guest: if story.guest_ran { GuestState::Running } else { GuestState::Paused },
             commit_came: None,
@@ -146,9 +147,13 @@ impl Drive {
             abandoned: false,
             complete: false,
             stored: story.memory,
+            kept,
         };
         if let Some(waiting) = &drive.waiting {
             drive.watch_qemu(waiting);
+        }
+        if is_entitled {
+            drive.resume_when_it_answers();
         }
         drive
     }

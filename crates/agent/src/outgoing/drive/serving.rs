@@ -186,6 +186,7 @@ impl Drive {
             layout: layout.clone(),
             shared_blocks: self.shared_blocks.clone(),
             ram_section: None,
+            stream_inode: None,
         };
         self.journal.note(&Entry::Memory(stored)).map_err(|error| error.to_string())
     }
