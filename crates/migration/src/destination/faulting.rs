@@ -34,9 +34,9 @@ pub struct Vanishing {
 }
 
 impl Faulting {
-    pub(super) fn begin(restarted: bool, effects: &mut Effects) -> Destination {
+    pub(super) fn begin(stream_broken: bool, effects: &mut Effects) -> Destination {
         effects.push(Effect::Journal(DestinationRecord::Faulting));
-        if restarted {
+        if stream_broken {
             effects.push(Effect::RecoverStream);
         }
         Destination::Faulting(Self { progress: Progress::Lacking })

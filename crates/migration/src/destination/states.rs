@@ -41,14 +41,15 @@ pub struct Loaded {
 /// The commit came; *entitled* is being made durable.
 #[derive(Debug)]
 pub struct Entitling {
+    stream_broken: bool,
     _roots_match: RootsMatch,
 }
 
 /// The guest is being resumed.
 #[derive(Debug)]
 pub struct Resuming {
-    /// The agent was restarted since QEMU loaded: whatever fed it is gone.
-    restarted: bool,
+    /// Whatever fed QEMU is gone since it loaded, with the agent perhaps.
+    stream_broken: bool,
 }
 
 /// The guest runs here; *running* is being made durable.
@@ -97,7 +98,7 @@ fn otherwise(state: Destination, fact: Fact, effects: &mut Effects) -> Destinati
             effects.push(Effect::Answer(Answer::Failed(why.clone())));
             why
         }
-        Fact::Failed(why) | Fact::JournalFailed(why) => {
+        Fact::Failed(why) | Fact::JournalFailed(why) | Fact::StreamBroken(why) => {
             effects.push(Effect::Answer(Answer::Failed(why.clone())));
             why
         }
@@ -119,7 +120,6 @@ fn otherwise(state: Destination, fact: Fact, effects: &mut Effects) -> Destinati
         | Fact::Resumed { .. }
         | Fact::ResumeFailed(_)
         | Fact::MemoryComplete
-        | Fact::StreamBroken(_)
         | Fact::Killed => return state,
     };
     discard(why, effects)
@@ -190,7 +190,9 @@ impl Loaded {
         match fact {
             Fact::Commit => {
                 effects.push(Effect::Journal(DestinationRecord::Entitled));
-                Destination::Entitling(Entitling { _roots_match: self.roots_match })
+                let Self { roots_match } = self;
+                let (stream_broken, _roots_match) = (false, roots_match);
+                Destination::Entitling(Entitling { stream_broken, _roots_match })
             }
             other => otherwise(Destination::Loaded(self), other, effects),
         }
@@ -202,14 +204,20 @@ impl Entitling {
         Self::durable(true, effects)
     }
 
-    fn durable(restarted: bool, effects: &mut Effects) -> Destination {
+    fn durable(stream_broken: bool, effects: &mut Effects) -> Destination {
         effects.push(Effect::Resume(Entitlement(())));
-        Destination::Resuming(Resuming { restarted })
+        Destination::Resuming(Resuming { stream_broken })
     }
 
-    pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
+    pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
-            Fact::Journaled(DestinationRecord::Entitled) => Self::durable(false, effects),
+            Fact::Journaled(DestinationRecord::Entitled) => {
+                Self::durable(self.stream_broken, effects)
+            }
+            Fact::StreamBroken(_) => {
+                self.stream_broken = true;
+                Destination::Entitling(self)
+            }
             // Whether the record is on disk is not known: after a restart it may entitle us. So nothing may run here
             // or there until a person looks.
             Fact::JournalFailed(why) => {
@@ -222,15 +230,19 @@ impl Entitling {
 }
 
 impl Resuming {
-    pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
+    pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
             Fact::Resumed { lacks_pages } => {
                 effects.push(Effect::Answer(Answer::Running { lacks_pages }));
                 if lacks_pages {
-                    return Faulting::begin(self.restarted, effects);
+                    return Faulting::begin(self.stream_broken, effects);
                 }
                 effects.push(Effect::Journal(DestinationRecord::Running));
                 Destination::Running(Running(()))
+            }
+            Fact::StreamBroken(_) => {
+                self.stream_broken = true;
+                Destination::Resuming(self)
             }
             Fact::ResumeFailed(why) => {
                 unknown(format!("the guest could not be resumed: {why}"), effects)

@@ -103,7 +103,7 @@ pub enum Effect {
     /// Stop the guest, and only then let QEMU finish its stream.
     StopGuest,
     /// Send all that is left, the tail and the root; report [`Fact::Flushed`]. After a time-out a round may still be under
-    /// way: it comes to its end before.
+    /// way: it is cut short, and what it has not sent is part of what is left.
     Flush(Finish),
     /// Send the commit.
     Commit(DurableOffer),

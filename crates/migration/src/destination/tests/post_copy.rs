@@ -145,8 +145,19 @@ fn before_the_commit_an_absent_page_changes_nothing() {
         let story = story.then(Fact::Journaled(Discarded));
         assert!(story.answered(&Answer::Discarded) && !story.resumed(), "{fact:?}");
     }
-    let late = Story::receiving().then(Fact::MemoryComplete).then(Fact::StreamBroken("no".into()));
+    let late = Story::receiving().then(Fact::MemoryComplete);
     assert_eq!(late.machine.phase(), "receiving");
+}
+
+#[test]
+fn a_stream_that_breaks_before_the_guest_runs_is_not_forgotten() {
+    let broken = || Fact::StreamBroken("reset".to_string());
+    let uncommitted = Story::loaded().then(broken()).then(Fact::Killed);
+    assert!(uncommitted.then(Fact::Journaled(Discarded)).answered(&Answer::Discarded));
+    let committed = || Story::loaded().then(Fact::Commit);
+    let entitling = committed().then(broken()).then(Fact::Journaled(Entitled)).then(RESUMED);
+    let resuming = committed().then(Fact::Journaled(Entitled)).then(broken()).then(RESUMED);
+    assert_eq!((entitling.recoveries(), resuming.recoveries()), (1, 1));
 }
 
 #[test]
