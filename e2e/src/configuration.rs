@@ -41,6 +41,16 @@ pub enum StateDisk {
     Small,
 }
 
+/// Whether a host's memory can run out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// It has what the machine has.
+    #[default]
+    Machine,
+    /// Its agent and its QEMUs are in a group whose memory a test can limit.
+    Group,
+}
+
 /// What a host's configuration says beyond names and addresses.
 #[derive(Clone, Debug, Default)]
 pub struct HostSetup {
@@ -54,6 +64,8 @@ pub struct HostSetup {
     pub limits: Vec<String>,
     /// See [`StateDisk`].
     pub state_disk: StateDisk,
+    /// See [`MemoryLimit`].
+    pub memory: MemoryLimit,
 }
 
 impl HostSetup {

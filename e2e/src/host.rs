@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::artifacts::sterna;
 use crate::command::{Output, Running, signal, tool, wait_for};
-use crate::configuration::{Authority, HostSetup, SOCKET, STATE, StateDisk};
+use crate::configuration::{Authority, HostSetup, MemoryLimit, SOCKET, STATE, StateDisk};
+use crate::memory_group::MemoryGroup;
 use crate::world::{Side, World};
 use crate::{Error, Result};
 
@@ -31,6 +32,7 @@ pub struct Host {
     sterna: PathBuf,
     namespace: String,
     folder: PathBuf,
+    group: Option<MemoryGroup>,
     agent: Option<Child>,
 }
 
@@ -45,7 +47,11 @@ impl Host {
         fs::create_dir_all(&folder).map_err(Error::io(doing()))?;
         let sterna = sterna()?;
         let namespace = world.namespace(side);
-        let mut host = Self { side, sterna, namespace, folder, agent: None };
+        let group = match setup.memory {
+            MemoryLimit::Machine => None,
+            MemoryLimit::Group => Some(MemoryGroup::make(&namespace)?),
+        };
+        let mut host = Self { side, sterna, namespace, folder, group, agent: None };
         let pki = host.issue_certificate(world, setup.authority)?;
         let text = setup.configuration(world, side, &pki);
         fs::write(host.configuration_file(), text).map_err(Error::io("writing sterna.toml"))?;
@@ -78,6 +84,16 @@ impl Host {
     #[must_use]
     pub fn agent_pid(&self) -> Option<u32> {
         self.agent.as_ref().map(Child::id)
+    }
+
+    /// Leaves agent and QEMUs so many bytes of memory beyond what they have now; without a number, as many as there are.
+    ///
+    /// # Errors
+    /// The host has no [`MemoryLimit::Group`].
+    pub fn leave_memory(&self, bytes: Option<u64>) -> Result<()> {
+        let none = || Error::unexpected("a host's memory", "a group of its own", "none");
+        let group = self.group.as_ref().ok_or_else(none)?;
+        bytes.map_or_else(|| group.set_free(), |bytes| group.leave(bytes))
     }
 
     /// Kills the agent as nothing can prevent.
@@ -119,6 +135,9 @@ impl Host {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace]).arg(&self.sterna);
         command.args(["agent", "--config"]).arg(self.configuration_file());
+        if let Some(group) = &self.group {
+            command = group.command(&command);
+        }
         command.stdin(Stdio::null()).stdout(for_stdout).stderr(log);
         self.agent = Some(command.spawn().map_err(Error::io("starting the agent"))?);
         self.wait_until_it_answers()

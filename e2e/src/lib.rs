@@ -18,6 +18,7 @@ mod fault;
 mod guest;
 mod host;
 mod log;
+mod memory_group;
 mod prober;
 mod qmp;
 mod residue;
@@ -28,7 +29,7 @@ mod world;
 pub use artifacts::{
     Accelerator, QEMU, applications, cache, kernel_and_initrd, qemu10, repository, sterna,
 };
-pub use configuration::{Authority, HostSetup, Peer, StateDisk};
+pub use configuration::{Authority, HostSetup, MemoryLimit, Peer, StateDisk};
 pub use emulated::{EmulatedLink, Link};
 pub use error::{Error, Result, expect_that};
 pub use fault::{Blow, Journals, Phase, Wound};

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::command::{signal, tool, tool_line, wait_for};
+use crate::memory_group::remove_groups;
 use crate::{Error, Result};
 
 const PREFIX: &str = "sterna-e2e-";
@@ -75,6 +76,7 @@ impl Drop for Residue {
     fn drop(&mut self) {
         // A drop cannot fail; what stays is removed by the next run.
         let _ = remove_namespaces(&self.name);
+        remove_groups(&self.name);
         if std::env::var_os("STERNA_KEEP").is_some() {
             eprintln!("kept: {}", self.folder.display());
         } else {
@@ -132,6 +134,7 @@ fn remove_leftovers() -> Result<()> {
             alive.insert(name);
         } else {
             remove_namespaces(&name)?;
+            remove_groups(&name);
             // Kept on purpose (STERNA_KEEP) or left by a kill: in both cases its time is over.
             remove_folder(&entry.path());
         }

@@ -358,6 +358,10 @@ pub(crate) fn describe_exit(exit: Option<Exit>) -> String {
     match exit {
         Some(Exit::Code(code)) => format!("it ended with exit code {code}"),
         Some(Exit::Signal(signal)) => format!("it was ended by signal {signal}"),
+        Some(Exit::ShortOfMemory) => {
+            "it was killed, and the kernel has killed for want of memory on this host meanwhile"
+                .into()
+        }
         Some(Exit::Unknown) | None => "it ended".into(),
     }
 }

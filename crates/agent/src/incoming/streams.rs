@@ -29,6 +29,8 @@ const MAX_TAIL_BYTES: usize = 64 << 20;
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(5);
 /// Pages in one message that asks for them.
 const ASKED_AT_ONCE: usize = 4096;
+/// A QEMU that does not read on has ended, most likely. How it did is heard within this, and says more.
+const DEATH_IS_SEEN: Duration = Duration::from_millis(300);
 
 /// A data connection that belongs to a job.
 pub(crate) struct DataConnection {
@@ -224,6 +226,7 @@ impl Streams {
         let loader = Loader { stream, memory, configuration, ram, post_copy, orders };
         spawn("sterna-loader", move || {
             if let Err(why) = loader.run() {
+                std::thread::sleep(DEATH_IS_SEEN);
                 report(StreamEvent::Broken(number, why));
             }
         })?;

@@ -55,6 +55,16 @@ pub(super) fn socket_of(pid: i32, inode: u64) -> io::Result<Option<i32>> {
     Ok(None)
 }
 
+/// How many processes the kernel has killed for want of memory, of the host or of a control group, since the host's boot;
+/// `None` where it does not tell.
+pub(super) fn memory_kills() -> Option<u64> {
+    kills_in(&std::fs::read_to_string("/proc/vmstat").ok()?)
+}
+
+fn kills_in(vmstat: &str) -> Option<u64> {
+    vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// When the process started, in clock ticks since the host's boot; `None` when there is no such process.
 ///
 /// # Errors
@@ -170,6 +180,13 @@ mod tests {
         assert_eq!(start_time_of(i32::MAX).unwrap(), None);
         assert_eq!(boot_id().unwrap(), boot_id().unwrap());
         assert_ne!(boot_id().unwrap(), Uuid([0; 16]));
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted() {
+        assert_eq!(kills_in("nr_free_pages 5\noom_kill 3\noom_kill_x 4\n"), Some(3));
+        assert_eq!(kills_in("nr_free_pages 5\noom_killed 3\n"), None);
+        assert!(memory_kills().is_some());
     }
 
     #[test]

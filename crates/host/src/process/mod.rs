@@ -81,6 +81,9 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// It was killed, and the kernel has killed a process for want of memory since this one was known: this one, most
+    /// likely.
+    ShortOfMemory,
     /// It was not our child, so nobody tells us.
     Unknown,
 }
@@ -94,6 +97,8 @@ pub struct Process {
     pid: Pid,
     start_time: u64,
     pidfd: OwnedFd,
+    /// How many the kernel had killed for want of memory when it became known.
+    memory_kills: Option<u64>,
     /// How it ended, once it has been reaped.
     exit: Mutex<Option<Exit>>,
 }
@@ -139,7 +144,7 @@ impl Process {
         let Some(Life { start_time, ended: false }) = inspect::life_of(pid).map_err(failed)? else {
             return Ok(None);
         };
-        let process = Self { pid: known, start_time, pidfd, exit: Mutex::new(None) };
+        let process = Self::new(known, start_time, pidfd);
         // The number may have changed hands between the two questions: then the first holder has ended by now.
         Ok((!process.has_exited()?).then_some(process))
     }
@@ -236,7 +241,12 @@ impl Process {
         let known = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(gone)?;
         let pidfd = pidfd_open(known, PidfdFlags::empty())?;
         let start_time = inspect::start_time_of(pid)?.ok_or_else(gone)?;
-        Ok(Self { pid: known, start_time, pidfd, exit: Mutex::new(None) })
+        Ok(Self::new(known, start_time, pidfd))
+    }
+
+    fn new(pid: Pid, start_time: u64, pidfd: OwnedFd) -> Self {
+        let memory_kills = inspect::memory_kills();
+        Self { pid, start_time, pidfd, memory_kills, exit: Mutex::new(None) }
     }
 
     fn reap(&self) -> Result<Exit, ProcessError> {
@@ -247,7 +257,7 @@ impl Process {
         }
         let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let learnt = match waitid(WaitId::PidFd(self.pidfd.as_fd()), how) {
-            Ok(Some(status)) => exit_of(&status),
+            Ok(Some(status)) => exit_of(&status, self.memory_kills),
             // Not to be reaped just yet (a tracer holds it): dead all the same, and to be asked about again.
             Ok(None) => return Ok(Exit::Unknown),
             Err(Errno::CHILD) => Exit::Unknown,
@@ -325,9 +335,16 @@ fn is_our_child(pidfd: &OwnedFd) -> bool {
     waitid(WaitId::PidFd(pidfd.as_fd()), look).is_ok()
 }
 
-fn exit_of(status: &WaitIdStatus) -> Exit {
+fn exit_of(status: &WaitIdStatus, memory_kills_before: Option<u64>) -> Exit {
+    let kernel_kills = || {
+        let counts = inspect::memory_kills().zip(memory_kills_before);
+        counts.is_some_and(|(now, before)| now > before)
+    };
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) if signal == Signal::KILL.as_raw() && kernel_kills() => {
+            Exit::ShortOfMemory
+        }
         (None, Some(signal)) => Exit::Signal(signal),
         (None, None) => Exit::Unknown,
     }
