@@ -27,8 +27,8 @@ test: deps guest lint ## everything that must hold: style, lints, unit tests, pr
 	@echo "== tests: units and properties, then guests that move between two agents on real QEMU (needs root)"
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --release $(LOCKED) --workspace --no-fail-fast $(TEST_ARGS)
 
-soak: deps guest ## the same tests, the long ones longer: an hour or so
-	@echo "== soak: as make test, with more moves in a row"
+soak: deps guest ## the same tests, the long ones longer, every fault at every moment: some four hours
+	@echo "== soak: as make test, with more moves in a row, and every fault at every moment"
 	STERNA_SOAK=1 RUST_TEST_THREADS=$(TEST_THREADS) \
 	    $(CARGO) test --release $(LOCKED) --workspace --no-fail-fast $(TEST_ARGS)
 
