@@ -28,8 +28,9 @@ pub(crate) struct Migrate {
     #[arg(long, value_name = "N", requires = "all", conflicts_with = "name")]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: Option<u8>,
-    /// How memory is copied: `precopy` in rounds until the rest fits --max-downtime; `liveness` stops the rounds by
-    /// the service's activity; `three-stage` copies once, moves the guest, then sends what changed
+    /// How memory is copied: `precopy` in rounds until the rest fits --max-downtime; `three-stage` copies once, hands the
+    /// guest over, then sends what changed; `auto` in rounds, and as three-stage where they do not converge; `liveness`
+    /// stops the rounds by the service's activity
     #[arg(long, value_enum, default_value = "auto")]
     strategy: StrategyWord,
     /// Move the VM's disks too, for hosts without shared storage
@@ -39,7 +40,7 @@ pub(crate) struct Migrate {
     #[arg(long, value_name = "MS", default_value_t = 300)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     max_downtime: u64,
-    /// End the rounds after so many seconds and roll back; 0 is never
+    /// End the rounds after so many seconds, by post-copy where that is prepared, else roll back; 0 is never
     #[arg(long, value_name = "S", default_value_t = 0)]
     timeout: u64,
     /// Put at most this on the wire: bits per second (100M, 2.5G) or bytes (12.5MB); k, M and G are powers of 1000
