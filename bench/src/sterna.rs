@@ -7,12 +7,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sterna_api::Report;
-use sterna_e2e::{Error, Pair, Result, Setup, Side, Vm};
+use sterna_e2e::{Error, HostSetup, Pair, Result, Setup, Side, Vm, qemu10};
 
 use crate::machine;
 use crate::record::{Ending, Measured};
 use crate::stage::{self, BOOT_LIMIT, GUEST_NETWORK, SWEEP_LIMIT};
-use crate::tables::Cell;
+use crate::tables::{Cell, Version};
 use crate::watch::Watch;
 use crate::watch::events::Events;
 
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Something does not work at all.
 pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
     let link = stage::wire(cell.link)?;
-    let pair = Pair::start(&Setup { guest_network: GUEST_NETWORK, link, ..Setup::default() })?;
+    let pair = Pair::start(&Setup { guest_network: GUEST_NETWORK, link, ..setup(cell)? })?;
     let mut vm = Vm::start(&pair, &stage::guest(cell)?)?;
     stage::shape(pair.world(), cell.link)?;
 
@@ -98,4 +98,13 @@ impl Observer {
         let resumed = destination.wait_for(LOOK, |event| event.name == "RESUME");
         Ok(resumed.ok_or_else(|| unseen("RESUME"))?.unix_ms - stopped)
     }
+}
+
+/// Two hosts that have the cell's QEMU: one outside of the search path is found at the destination by its mapping only.
+fn setup(cell: &Cell) -> Result<Setup> {
+    let paths = match cell.qemu {
+        Version::Installed => Vec::new(),
+        Version::Ten => vec![(qemu10()?, qemu10()?)],
+    };
+    Ok(Setup { beta: HostSetup { paths, ..HostSetup::default() }, ..Setup::default() })
 }

@@ -41,6 +41,23 @@ fn an_idle_guest_needs_no_third_stage() -> Result<()> {
     })
 }
 
+/// `--strategy auto` prepares for it, and ends like that when the time is over; in the middle of the first round too.
+#[test]
+fn a_time_out_ends_by_post_copy() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let mut vm = Vm::start(pair, &Guest::new("late").load(BUSY))?;
+        for seconds in ["2", "9"] {
+            pair.world().shape(LINK)?;
+            let moved = vm.migrate(pair, &["--timeout", seconds])?;
+            expect_that(moved.report["strategy"] == "auto", "strategy", "auto", &moved.report)?;
+            expect_that(moved.number("/requests")? > 0.0, "requests", "some", &moved.report)?;
+            vm.check_works()?;
+            again(pair, &mut vm)?;
+        }
+        Ok(())
+    })
+}
+
 /// Agents die while the guest runs at the destination and its pages are still at the source: restarted, they go on.
 #[test]
 fn agents_die_while_pages_are_lacking() -> Result<()> {

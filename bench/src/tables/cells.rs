@@ -1,8 +1,8 @@
 //! The cells: a guest with its load over a link, who moves it, and what Sterna is to reach there.
 
 use super::contenders::{
-    AUTO_CONVERGE, Contender, MULTIFD_ZSTD, OURS, OURS_UNCOMPRESSED, POSTCOPY, POSTCOPY_PREEMPT,
-    PRECOPY, PRECOPY_TLS, XBZRLE,
+    AUTO_CONVERGE, Contender, MULTIFD_ZSTD, OURS, OURS_THREE_STAGE, OURS_UNCOMPRESSED, POSTCOPY,
+    POSTCOPY_PREEMPT, PRECOPY, PRECOPY_TLS, XBZRLE,
 };
 use super::links::{FAST, GIGABIT, Link, UNSHAPED, WAN};
 use super::loads::{
@@ -90,8 +90,9 @@ pub(crate) enum Aim {
 const AGENT_LIMIT_BYTES: f64 = 64.0 * 1048576.0 + 0.01 * 262_136.0 * 1024.0;
 
 /// Everybody.
-static ALL: [&Contender; 8] = [
+static ALL: [&Contender; 9] = [
     &OURS,
+    &OURS_THREE_STAGE,
     &PRECOPY,
     &XBZRLE,
     &MULTIFD_ZSTD,
@@ -101,8 +102,16 @@ static ALL: [&Contender; 8] = [
     &PRECOPY_TLS,
 ];
 /// For a guest that works. TLS is left to the cells where the link is no limit: below, it is pre-copy.
-static BUSY: [&Contender; 7] =
-    [&OURS, &PRECOPY, &XBZRLE, &MULTIFD_ZSTD, &POSTCOPY, &POSTCOPY_PREEMPT, &AUTO_CONVERGE];
+static BUSY: [&Contender; 8] = [
+    &OURS,
+    &OURS_THREE_STAGE,
+    &PRECOPY,
+    &XBZRLE,
+    &MULTIFD_ZSTD,
+    &POSTCOPY,
+    &POSTCOPY_PREEMPT,
+    &AUTO_CONVERGE,
+];
 /// For a guest that does nothing: there is nothing to throttle, and nothing that waits for a page.
 static QUIET: [&Contender; 5] = [&OURS, &PRECOPY, &XBZRLE, &MULTIFD_ZSTD, &POSTCOPY];
 /// The two that are best when the guest is quiet, and ours.

@@ -92,6 +92,13 @@ pub(super) static OURS: Contender = Contender {
     how: How::Sterna { options: &[] },
     standing: Standing::Competes,
 };
+pub(super) static OURS_THREE_STAGE: Contender = Contender {
+    name: "sterna-three-stage",
+    title: "Sterna, three-stage copy",
+    how: How::Sterna { options: &["--strategy", "three-stage"] },
+    standing: Standing::Extra,
+};
+
 pub(super) static OURS_UNCOMPRESSED: Contender = Contender {
     name: "sterna-uncompressed",
     title: "Sterna, `--compress none`",

@@ -65,6 +65,8 @@ pub enum Round {
     First,
     /// A later one: what [`Tracker::begin_round`] put into it.
     Later,
+    /// As [`Round::Later`], and of that only what changed more than once: the guest will want it soonest.
+    Hot,
 }
 
 impl Tracker {
@@ -200,21 +202,30 @@ impl Tracker {
 
     /// The pages of a word that can be claimed, and those that are left for the next round.
     fn claimable(&self, round: Round, word: usize) -> (u64, u64) {
-        if round == Round::Later {
-            return (self.round[word].load(Ordering::Acquire), 0);
+        match round {
+            Round::Later => (self.round[word].load(Ordering::Acquire), 0),
+            Round::Hot => (self.hot(word, self.round[word].load(Ordering::Acquire)), 0),
+            Round::First => {
+                let marked = self.dirty[word].load(Ordering::Acquire);
+                let late = self.hot(word, marked);
+                (marked & !late, late)
+            }
         }
-        let marked = self.dirty[word].load(Ordering::Acquire);
-        let mut late = 0;
-        let mut rest = marked;
+    }
+
+    /// Which of these pages of a word were reported more than once.
+    fn hot(&self, word: usize, bits: u64) -> u64 {
+        let mut hot = 0;
+        let mut rest = bits;
         while rest != 0 {
             let bit = rest & rest.wrapping_neg();
             rest ^= bit;
             let page = word * WORD_PAGES + bit.trailing_zeros() as usize;
             if self.reports[page].load(Ordering::Relaxed) > 1 {
-                late |= bit;
+                hot |= bit;
             }
         }
-        (marked & !late, late)
+        hot
     }
 
     /// Clears the marks of `bits` and hands the pages over. Returns whether nothing claimable stays in the word.
@@ -312,6 +323,22 @@ mod tests {
         assert_eq!(tracker.waiting(), 1);
         assert_eq!(tracker.begin_round(), 1);
         assert_eq!(claim_all(&tracker, Round::Later, 0, 100)[0].page, PageId(2));
+    }
+
+    #[test]
+    fn hot_pages_can_be_had_first_and_single_ones_out_of_turn() {
+        let tracker = Tracker::new(1000, 1);
+        for page in [3, 5, 5, 200, 200, 201] {
+            tracker.report(PageId(page), false);
+        }
+        assert_eq!(tracker.begin_round(), 4);
+        let numbers =
+            |claims: Vec<Claim>| -> Vec<u32> { claims.iter().map(|claim| claim.page.0).collect() };
+        assert_eq!(numbers(claim_all(&tracker, Round::Hot, 0, 10)), [5, 200]);
+        assert_eq!(tracker.claim_page(PageId(201)).map(|claim| claim.page), Some(PageId(201)));
+        assert_eq!(tracker.claim_page(PageId(201)), None, "once");
+        assert_eq!(tracker.claim_page(PageId(1000)), None, "there is no such page");
+        assert_eq!(numbers(claim_all(&tracker, Round::Later, 0, 10)), [3]);
     }
 
     proptest! {

@@ -138,8 +138,14 @@ impl Bulk {
         self.order(number, Order::Round(round));
     }
 
+    /// Ends the round that is going on before its time; what it has not sent stays marked.
+    pub(super) fn cut_short(&self) {
+        self.shared.cut_short(true);
+    }
+
     /// Lets the workers send all that is left, or mark what may follow, with the guest stopped.
     pub(super) fn begin_last(&mut self, finish: Finish) {
+        self.shared.cut_short(false);
         self.shared.tracker.begin_round();
         self.order(self.round.number + 1, Order::Last(finish));
     }

@@ -115,6 +115,8 @@ pub(super) struct Shared {
     processors_taken: AtomicBool,
     /// The job is over: whoever still works for it stops.
     abandoned: AtomicBool,
+    /// The round is to end before its time: what it has not sent stays marked.
+    cut_short: AtomicBool,
 }
 
 /// Pages that the destination asked for again.
@@ -200,12 +202,18 @@ impl Shared {
             requested: Requested::default(),
             processors_taken: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
+            cut_short: AtomicBool::new(false),
         }
     }
 
     /// The job is over.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Whether the round is to end before its time.
+    pub(super) fn cut_short(&self, cut: bool) {
+        self.cut_short.store(cut, Ordering::Release);
     }
 
     /// How busy the machine is; the workers' governors ask.
@@ -354,6 +362,9 @@ impl Worker {
             if shared.abandoned.load(Ordering::Acquire) {
                 return Err(WorkerError::Abandoned);
             }
+            if shared.cut_short.load(Ordering::Acquire) {
+                break;
+            }
             let held_back = self.claim(round, &mut cursor, scratch);
             done.pages += scratch.claims.len() as u64;
             done.wire_bytes += self.send(scratch)?;
@@ -392,7 +403,10 @@ impl Worker {
 
     fn push(&mut self, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
         self.mode = Mode::Alone;
-        self.round(Round::Later, scratch)
+        let hot = self.round(Round::Hot, scratch)?;
+        let others = self.round(Round::Later, scratch)?;
+        let (pages, wire_bytes) = (hot.pages + others.pages, hot.wire_bytes + others.wire_bytes);
+        Ok(RoundDone { pages, wire_bytes, ..others })
     }
 
     fn claim(&self, round: Round, cursor: &mut Cursor, scratch: &mut Scratch) -> u32 {
@@ -454,10 +468,18 @@ impl Worker {
                 }
                 continue;
             }
-            let contents = &mut contents[..run * PAGE_BYTES];
-            self.shared.memory.read(first.page, contents)?;
             // A run lies in one block.
             let marks = self.mode == Mode::Marking && self.shared.is_deferrable(first.page);
+            if marks && now.iter().all(|claim| self.shared.known.get(claim.page).is_none()) {
+                // The destination has nothing of them to compare with.
+                for claim in now {
+                    self.encoder.push_absent(claim.page, None)?;
+                    self.shared.mark(claim.page);
+                }
+                continue;
+            }
+            let contents = &mut contents[..run * PAGE_BYTES];
+            self.shared.memory.read(first.page, contents)?;
             for (claim, content) in now.iter().zip(contents.as_chunks::<PAGE_BYTES>().0) {
                 if marks {
                     // The guest stands: a page that was marked before stays as it is.

@@ -80,6 +80,10 @@ impl Drive {
             return self.pushed(&round);
         }
         let flushing = self.phase() == "flushing";
+        if self.phase() == "stopping" {
+            // It was cut short: what it left is for the last one.
+            return;
+        }
         let Some(bulk) = &mut self.bulk else { return };
         if !flushing && self.again.withholds() {
             let facts = if self.again.rounds == 1 {
@@ -92,6 +96,9 @@ impl Drive {
                 bulk.begin_round();
             }
             return;
+        }
+        if flushing && std::mem::take(&mut self.cuts_short) {
+            return bulk.begin_last(self.finish);
         }
         if flushing {
             self.gauge.flushed(&round, self.tail.bytes.len() as u64);

@@ -22,6 +22,10 @@ const STOP_TAKES: Duration = Duration::from_millis(8);
 impl Drive {
     /// Stops the guest, and lets QEMU make its last pass.
     pub(super) async fn stop_guest(&mut self) {
+        // After a time-out a round may still be going on.
+        if let Some(bulk) = self.bulk.as_ref().filter(|bulk| !bulk.is_idle()) {
+            bulk.cut_short();
+        }
         self.clear_the_way().await;
         if self.pace.bytes_per_second.is_some() {
             self.wait_for_the_end_of_a_window().await;
@@ -94,7 +98,13 @@ impl Drive {
     pub(super) async fn flush(&mut self, finish: Finish) {
         self.finish = finish;
         if let Some(bulk) = &mut self.bulk {
-            bulk.begin_last(finish);
+            if bulk.is_idle() {
+                bulk.begin_last(finish);
+            } else {
+                // The time-out came in a round.
+                self.cuts_short = true;
+                bulk.cut_short();
+            }
         }
         if let Some(link) = &self.link
             && let Err(error) = link.send_tail(&self.tail.bytes).await

@@ -131,6 +131,8 @@ struct Drive {
     /// Blocks that the destination's QEMU shares with its agent.
     shared_blocks: Vec<BlockName>,
     finish: Finish,
+    /// A round is being ended before its time, since the guest stands.
+    cuts_short: bool,
     rejoining: Rejoining,
     /// What the journal says of the guest's memory, after a restart.
     stored: Option<MemoryRecord>,
@@ -189,6 +191,7 @@ impl Drive {
             asked_for_post_copy: false,
             shared_blocks: Vec::new(),
             finish: Finish::PreCopy,
+            cuts_short: false,
             rejoining: Rejoining::default(),
             stored: None,
             bulk: None,
