@@ -16,8 +16,9 @@ use sterna_wire::FrameWriter;
 
 use super::limiter::Limiter;
 use super::memory::SourceMemory;
+use super::shared::{InFlight, Shared, Totals};
 use super::urgent::Urgent;
-use super::worker::{InFlight, Mode, Order, Report, RoundDone, Shared, Totals, Worker};
+use super::worker::{Mode, Order, Report, RoundDone, Worker};
 
 /// Memory for old contents and for digests of old contents, over all workers of a job.
 const CONTENT_CACHE_BYTES: usize = 8 << 20;

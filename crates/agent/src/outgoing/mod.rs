@@ -15,6 +15,7 @@ mod post_copy;
 mod preflight;
 mod qemu;
 mod reader;
+mod shared;
 mod urgent;
 mod worker;
 

@@ -14,7 +14,7 @@ use sterna_model::{PAGE_BYTES, PageId};
 use sterna_page_codec::{Effort, Encoder, Hint, Level, PushError};
 use sterna_wire::{FrameKind, FrameWriter};
 
-use super::worker::Shared;
+use super::shared::Shared;
 
 /// Pages that are pulled after one that was asked for, at most and at first.
 const MAX_WINDOW: u32 = 32;

@@ -4,27 +4,20 @@
 //! nothing queues up before it. With several workers one encodes while another's write blocks. A page always belongs to
 //! the same worker, so its versions travel in order.
 
-use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sterna_host::tls::{DataStream, FrameStreamError};
 use sterna_migration::source::Finish;
-use sterna_migration::tracker::{Claim, Cursor, Round, Tracker};
-use sterna_model::{PAGE_BYTES, PageHash, PageId, Root};
-use sterna_page_codec::{
-    BatchFacts, BatchStats, Encoder, Governor, Hint, Known, MAX_BATCH_PAGES, Processors, PushError,
-    Pushed, Sent,
-};
+use sterna_migration::tracker::{Claim, Cursor, Round};
+use sterna_model::{PAGE_BYTES, PageHash, Root};
+use sterna_page_codec::{BatchFacts, Encoder, Governor, Hint, MAX_BATCH_PAGES, PushError, Pushed};
 use sterna_wire::{FrameKind, FrameWriter};
 
-use super::limiter::Limiter;
 use super::memory::SourceMemory;
-use super::pacer::Pacer;
+use super::shared::{InFlight, Shared};
 
 /// While QEMU's first pass goes on, a worker that finds little waits so long for more.
 const STARVED_WAIT: Duration = Duration::from_micros(300);
@@ -69,66 +62,6 @@ pub(super) struct RoundDone {
     /// After [`Order::Last`]: pages that were only marked, and follow in post-copy.
     pub absent: u64,
 }
-
-/// Totals of all workers, for progress and report.
-#[derive(Debug, Default)]
-pub(super) struct Totals {
-    /// Bytes handed to TLS.
-    pub wire_bytes: AtomicU64,
-    /// Pages sent in any way but unchanged.
-    pub pages_sent: AtomicU64,
-    /// By kind.
-    pub zero: AtomicU64,
-    /// See [`sterna_api::PageCounts`].
-    pub unchanged: AtomicU64,
-    /// See [`sterna_api::PageCounts`].
-    pub reference: AtomicU64,
-    /// See [`sterna_api::PageCounts`].
-    pub delta: AtomicU64,
-    /// See [`sterna_api::PageCounts`].
-    pub compressed: AtomicU64,
-    /// See [`sterna_api::PageCounts`].
-    pub raw: AtomicU64,
-}
-
-/// What all workers of a job share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    /// Which pages are to be sent.
-    pub tracker: Arc<Tracker>,
-    /// Their contents.
-    pub memory: Arc<SourceMemory>,
-    /// What the destination has.
-    pub known: Arc<Known>,
-    /// Totals.
-    pub totals: Totals,
-    /// The rate.
-    pub limiter: Limiter,
-    /// Keeps the link's queue short while the guest waits for pages at the destination.
-    pub pacer: Pacer,
-    /// Pages that may follow in post-copy: those of blocks that the destination's QEMU shares with its agent.
-    deferrable: Vec<Range<u32>>,
-    /// Pages that were marked absent: a mark counts as a version and is no send.
-    marked: Box<[AtomicU64]>,
-    requested: Requested,
-    /// The machine's processors are all taken.
-    processors_taken: AtomicBool,
-    /// The job is over: whoever still works for it stops.
-    abandoned: AtomicBool,
-    /// The round is to end before its time: what it has not sent stays marked.
-    cut_short: AtomicBool,
-}
-
-/// Pages that the destination asked for again.
-#[derive(Debug, Default)]
-struct Requested {
-    count: AtomicUsize,
-    pages: Mutex<HashSet<PageId>>,
-}
-
-/// Frames of one connection that the destination has not confirmed.
-#[derive(Debug, Default)]
-pub(super) struct InFlight(Mutex<VecDeque<(u64, Vec<Sent>)>>);
 
 /// One worker.
 pub(super) struct Worker {
@@ -179,150 +112,6 @@ enum WorkerError {
     Encode(#[from] PushError),
 }
 
-impl Shared {
-    /// What the workers of a job share, at its beginning.
-    #[must_use]
-    pub(super) fn new(
-        tracker: Arc<Tracker>,
-        memory: Arc<SourceMemory>,
-        known: Arc<Known>,
-        limiter: Limiter,
-        deferrable: Vec<Range<u32>>,
-    ) -> Self {
-        let words = (known.pages() as usize).div_ceil(64);
-        Self {
-            tracker,
-            memory,
-            known,
-            totals: Totals::default(),
-            limiter,
-            pacer: Pacer::default(),
-            deferrable,
-            marked: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            requested: Requested::default(),
-            processors_taken: AtomicBool::new(false),
-            abandoned: AtomicBool::new(false),
-            cut_short: AtomicBool::new(false),
-        }
-    }
-
-    /// The job is over.
-    pub(super) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Release);
-    }
-
-    /// Whether the round is to end before its time.
-    pub(super) fn cut_short(&self, cut: bool) {
-        self.cut_short.store(cut, Ordering::Release);
-    }
-
-    /// How busy the machine is; the workers' governors ask.
-    pub(super) fn note_processors(&self, processors: Processors) {
-        self.processors_taken.store(processors == Processors::Taken, Ordering::Relaxed);
-    }
-
-    fn processors(&self) -> Processors {
-        if self.processors_taken.load(Ordering::Relaxed) {
-            Processors::Taken
-        } else {
-            Processors::Idle
-        }
-    }
-
-    /// The destination asks for a page again.
-    pub(super) fn request(&self, page: PageId) {
-        self.known.forget(page);
-        if self.requested.lock().insert(page) {
-            self.requested.count.fetch_add(1, Ordering::Release);
-        }
-        self.tracker.give_back(page);
-    }
-
-    /// How often the page was marked absent: once, or never.
-    pub(super) fn marks_of(&self, page: PageId) -> usize {
-        usize::from(self.is_marked(page))
-    }
-
-    fn is_marked(&self, page: PageId) -> bool {
-        let word =
-            self.marked.get(page.index() / 64).map_or(0, |word| word.load(Ordering::Relaxed));
-        word >> (page.index() % 64) & 1 != 0
-    }
-
-    fn mark(&self, page: PageId) {
-        if let Some(word) = self.marked.get(page.index() / 64) {
-            word.fetch_or(1 << (page.index() % 64), Ordering::Relaxed);
-        }
-    }
-
-    /// Whether the page may follow in post-copy.
-    fn is_deferrable(&self, page: PageId) -> bool {
-        self.deferrable.iter().any(|range| range.contains(&page.0))
-    }
-
-    /// Whether the page was asked for again; asked once, it is taken off.
-    fn was_requested(&self, page: PageId) -> bool {
-        if self.requested.count.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        let was = self.requested.lock().remove(&page);
-        if was {
-            self.requested.count.fetch_sub(1, Ordering::Release);
-        }
-        was
-    }
-}
-
-impl Requested {
-    fn lock(&self) -> MutexGuard<'_, HashSet<PageId>> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl InFlight {
-    fn push(&self, frame: u64, sent: &[Sent]) {
-        self.lock().push_back((frame, sent.to_vec()));
-    }
-
-    /// The destination has applied so many frames of this connection.
-    pub(super) fn confirm(&self, frames: u64, known: &Known) {
-        let mut queue = self.lock();
-        while queue.front().is_some_and(|(frame, _)| *frame <= frames) {
-            for sent in queue.pop_front().map(|(_, sent)| sent).unwrap_or_default() {
-                known.acknowledge(sent.page, sent.version);
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Vec<Sent>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Totals {
-    /// Notes a frame that was handed to its connection.
-    pub(super) fn note_sent(&self, payload_bytes: usize, pages: usize) {
-        let wire_bytes = (payload_bytes + sterna_wire::HEADER_BYTES) as u64;
-        self.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
-        self.pages_sent.fetch_add(pages as u64, Ordering::Relaxed);
-    }
-
-    /// Counts a batch's pages by kind.
-    pub(super) fn add(&self, stats: &BatchStats) {
-        let pages = &stats.pages;
-        for (total, count) in [
-            (&self.zero, pages.zero),
-            (&self.unchanged, pages.unchanged + pages.same),
-            (&self.reference, pages.reference),
-            (&self.delta, pages.delta),
-            (&self.compressed, pages.compressed),
-            (&self.raw, pages.raw),
-        ] {
-            total.fetch_add(u64::from(count), Ordering::Relaxed);
-        }
-    }
-}
-
 impl Worker {
     /// Works until the orders end.
     pub(super) fn run(mut self) {
@@ -359,10 +148,10 @@ impl Worker {
         loop {
             // Asked before the claim: what is not found after the first pass is over is not there.
             let following = round == Round::First && !tracker.first_pass_over();
-            if shared.abandoned.load(Ordering::Acquire) {
+            if shared.is_abandoned() {
                 return Err(WorkerError::Abandoned);
             }
-            if shared.cut_short.load(Ordering::Acquire) {
+            if shared.is_cut_short() {
                 break;
             }
             let held_back = self.claim(round, &mut cursor, scratch);
