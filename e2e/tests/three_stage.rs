@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sterna_e2e::command::wait_for;
 use sterna_e2e::{
-    Blow, Error, Guest, Journals, MOVE_LIMIT, Move, Pair, Phase, Result, Setup, Side, Vm,
-    expect_that, story,
+    Blow, Error, Guest, GuestNetwork, Journals, MOVE_LIMIT, Move, Pair, Phase, Result, Setup, Side,
+    Vm, expect_that, story,
 };
 use sterna_model::Rate;
 
@@ -18,7 +18,7 @@ const BUSY: &str = "uniform size=48M rate=30M sweep=30";
 
 #[test]
 fn a_guest_that_writes_faster_than_the_link_moves() -> Result<()> {
-    story(&Setup::default(), |pair| {
+    story(&setup(), |pair| {
         let mut vm = Vm::start(pair, &Guest::new("busy").load(BUSY))?;
         pair.world().shape(LINK)?;
         let moved = vm.migrate(pair, &["--strategy", "three-stage"])?;
@@ -32,7 +32,7 @@ fn a_guest_that_writes_faster_than_the_link_moves() -> Result<()> {
 /// What is left fits into the downtime: no guest has to wait for pages then.
 #[test]
 fn an_idle_guest_needs_no_third_stage() -> Result<()> {
-    story(&Setup::default(), |pair| {
+    story(&setup(), |pair| {
         let mut vm = Vm::start(pair, &Guest::new("calm").load("idle size=16M sweep=30"))?;
         let moved = vm.migrate(pair, &["--strategy", "three-stage"])?;
         check_three_stage(&moved)?;
@@ -44,7 +44,7 @@ fn an_idle_guest_needs_no_third_stage() -> Result<()> {
 /// `--strategy auto` prepares for it, and ends like that when the time is over; in the middle of the first round too.
 #[test]
 fn a_time_out_ends_by_post_copy() -> Result<()> {
-    story(&Setup::default(), |pair| {
+    story(&setup(), |pair| {
         let mut vm = Vm::start(pair, &Guest::new("late").load(BUSY))?;
         for seconds in ["2", "9"] {
             pair.world().shape(LINK)?;
@@ -61,7 +61,7 @@ fn a_time_out_ends_by_post_copy() -> Result<()> {
 /// Agents die while the guest runs at the destination and its pages are still at the source: restarted, they go on.
 #[test]
 fn agents_die_while_pages_are_lacking() -> Result<()> {
-    story(&Setup::default(), |pair| {
+    story(&setup(), |pair| {
         for (phase, blow) in [
             (Phase::Serving, Blow::SourceAgent),
             (Phase::Serving, Blow::DestinationAgent),
@@ -84,7 +84,7 @@ fn agents_die_while_pages_are_lacking() -> Result<()> {
 /// Nothing passes the link for some seconds: the guest waits for pages, and goes on.
 #[test]
 fn a_cut_while_pages_are_lacking() -> Result<()> {
-    story(&Setup::default(), |pair| {
+    story(&setup(), |pair| {
         let mut vm = Vm::start(pair, &Guest::new("patient").load(BUSY))?;
         let code = strike(pair, &vm, Phase::Serving, Blow::ShortCut)?;
         expect_that(code == Some(0), "the exit code", 0, format!("{code:?}"))?;
@@ -96,7 +96,7 @@ fn a_cut_while_pages_are_lacking() -> Result<()> {
 /// Without either QEMU the guest is lost: it is said, and nothing is left over.
 #[test]
 fn either_qemu_dies_while_pages_are_lacking() -> Result<()> {
-    story(&Setup::default(), |pair| {
+    story(&setup(), |pair| {
         for blow in [Blow::SourceQemu, Blow::DestinationQemu] {
             let vm = Vm::start(
                 pair,
@@ -150,6 +150,11 @@ fn arrives(pair: &Pair, vm: &mut Vm) -> Result<()> {
     })?;
     vm.arrived(pair)?;
     vm.check_works()
+}
+
+/// Guests have a network: its devices touch guest memory from inside of QEMU.
+fn setup() -> Setup {
+    Setup { guest_network: GuestNetwork::Bridged, ..Setup::default() }
 }
 
 fn check_three_stage(moved: &Move) -> Result<()> {

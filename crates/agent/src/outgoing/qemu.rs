@@ -1,11 +1,15 @@
 //! The source's QEMU: held in its iterations, paced, stopped when we say, and given back as it was.
 //!
 //! # How QEMU is held
-//! A null block node of 1 TiB carries a dirty bitmap whose migration counts as pending bytes, so QEMU never finds that
-//! the rest fits its downtime limit. Where a QEMU lacks that, pacing keeps spontaneous completions rare; they must be
-//! expected either way, and are never handed over. So a completion is always ours: the guest is stopped first, and only
-//! when that is acknowledged and QEMU still iterates is it told to finish.
+//! From 8.1 on by the capability `switchover-ack`: while its guest runs, QEMU does not complete before the reader of its
+//! stream agrees, which we never do; once the guest is stopped it completes by itself, and looks for dirty pages then.
+//! Older ones by a null block node of 1 TiB with a dirty bitmap whose migration counts as pending bytes, so that QEMU never
+//! finds that the rest fits its downtime limit. (Newer ones look for dirty pages only where it fits: held by that they
+//! would not look at all.) That also serves where the guest is paused, which `switchover-ack` does not hold. Where a QEMU
+//! has neither, pacing keeps spontaneous completions rare; they must be expected either way, and are never handed over.
+//! So a completion is always ours: the guest is stopped first, and QEMU ends only after that is acknowledged.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -47,11 +51,27 @@ const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct SourceQemu {
     qmp: Qmp,
-    held: bool,
+    hold: Hold,
     before: Before,
     /// The reading end of the stream, for QEMU to keep.
     reading_end: Option<UnixStream>,
 }
+
+/// What keeps QEMU in its iterations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    /// Nothing but its pace.
+    Pace,
+    /// Pending bytes that never go.
+    Bitmap,
+    /// That we do not agree, as long as the guest runs.
+    Acknowledgement,
+}
+
+/// What a destination says when it needs nothing more; QEMU then listens no more, and still waits for what it has not heard.
+const SHUT: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+/// The capabilities by which a newer QEMU is held.
+const ACKNOWLEDGED: [&str; 2] = ["return-path", "switchover-ack"];
 
 /// QEMU's own post-copy, which streams of ours do without.
 const POST_COPY: &str = "postcopy-ram";
@@ -131,13 +151,19 @@ impl SourceQemu {
             max_bandwidth: number("max-bandwidth"),
             downtime_limit: number("downtime-limit"),
         };
-        let mut qemu = Self { qmp, held: false, before, reading_end: None };
+        let mut qemu = Self { qmp, hold: Hold::Pace, before, reading_end: None };
+        let can_acknowledge = ACKNOWLEDGED.iter().all(|name| schema.has_migration_capability(name));
+        if can_acknowledge && status.running {
+            qemu.qmp.set_migration_capabilities(&ACKNOWLEDGED.map(|name| (name, true))).await?;
+            qemu.hold = Hold::Acknowledgement;
+            return Ok(qemu);
+        }
         let can_hold = schema.has_migration_capability("dirty-bitmaps")
             && schema.has_blockdev_driver("null-co")
             && schema.has_command("block-dirty-bitmap-add");
         if can_hold {
             match qemu.add_hold().await {
-                Ok(()) => qemu.held = true,
+                Ok(()) => qemu.hold = Hold::Bitmap,
                 Err(error) => warn!(%error, "QEMU cannot be held by a bitmap; it is only paced"),
             }
         }
@@ -202,11 +228,19 @@ impl SourceQemu {
     pub(super) async fn begin(&mut self) -> Result<UnixStream, QmpError> {
         let parameters = MigrationParameters {
             max_bandwidth: Some(UNLIMITED),
-            downtime_limit: Some(HELD_DOWNTIME_MS),
+            downtime_limit: Some(match self.hold {
+                // It looks for dirty pages only where what it knows of would fit.
+                Hold::Acknowledgement => RELEASED_DOWNTIME_MS,
+                Hold::Pace | Hold::Bitmap => HELD_DOWNTIME_MS,
+            }),
             ..Default::default()
         };
         self.qmp.set_migration_parameters(&parameters).await?;
-        let (ours, theirs) = UnixStream::pair().map_err(|error| local(&error))?;
+        let (mut ours, theirs) = UnixStream::pair().map_err(|error| local(&error))?;
+        if self.hold == Hold::Acknowledgement {
+            // At its end it would wait for that.
+            ours.write_all(&SHUT).map_err(|error| local(&error))?;
+        }
         // Without the right to a larger one the usual 200 KiB have to do.
         let _ =
             rustix::net::sockopt::set_socket_send_buffer_size_force(&theirs, STREAM_BUFFER_BYTES);
@@ -247,11 +281,23 @@ impl SourceQemu {
         self.qmp.stop().await?;
         // Still active after the stop was acknowledged: it cannot have completed before.
         let migration = self.qmp.query_migrate().await?;
-        Ok(if iterates(&migration) {
-            Stop::Ours { syncs: syncs(&migration) }
-        } else {
-            Stop::TooLate
-        })
+        if iterates(&migration) || self.ends_by_our_stop(&migration).await? {
+            return Ok(Stop::Ours { syncs: syncs(&migration) });
+        }
+        Ok(Stop::TooLate)
+    }
+
+    /// Whether a QEMU that waits for an acknowledgement ends, which it does only with a guest that stands. It ran just
+    /// before; and had somebody let it run since, it would stand by our stop alone, and not as one that was moved.
+    async fn ends_by_our_stop(&self, migration: &MigrationInfo) -> Result<bool, QmpError> {
+        if self.hold != Hold::Acknowledgement
+            || !self.before.run_state.guest_ran
+            || matches!(migration.status, MigrationStatus::Failed | MigrationStatus::Cancelled)
+        {
+            return Ok(false);
+        }
+        let stands = self.qmp.query_status().await?.status;
+        Ok(matches!(stands, RunState::FinishMigrate | RunState::PostMigrate))
     }
 
     /// Lets QEMU end its stream, after [`SourceQemu::stop`].
@@ -265,7 +311,11 @@ impl SourceQemu {
     /// # Errors
     /// When QEMU does not answer, or ends its stream without having looked after the stop: others may let it go too.
     pub(super) async fn finish(&self, syncs: u64) -> Result<(), QmpError> {
-        if self.held {
+        if self.hold == Hold::Acknowledgement {
+            // It looks once more by itself, and ends.
+            return Ok(());
+        }
+        if self.hold == Hold::Bitmap {
             match self.look_for_syncs(syncs).await? {
                 Look::Enough => {
                     return self.run("migrate-start-postcopy", Value::Null).await.map(drop);
@@ -342,8 +392,15 @@ impl SourceQemu {
         {
             warn!(%error, "the capability postcopy-ram could not be switched on again");
         }
-        if self.held {
-            self.clear_hold().await;
+        match self.hold {
+            Hold::Pace => {}
+            Hold::Bitmap => self.clear_hold().await,
+            Hold::Acknowledgement => {
+                let off = ACKNOWLEDGED.map(|name| (name, false));
+                if let Err(error) = self.qmp.set_migration_capabilities(&off).await {
+                    warn!(%error, "QEMU's migration capabilities could not be put back");
+                }
+            }
         }
     }
 

@@ -222,7 +222,9 @@ impl State {
             Event::Configuration(configuration) => self.head = Some(configuration.clone()),
             Event::Layout { ram, layout } => self.open(ram, layout),
             Event::Command(command) => {
-                if let Some(tail) = &mut self.tail {
+                // What the source says about its own way back is said to us.
+                let is_ours = matches!(command, Command::OpenReturnPath | Command::Ping(_));
+                if let Some(tail) = self.tail.as_mut().filter(|_| !is_ours) {
                     tail.commands.push(command);
                 }
             }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_host::qmp::Delivery;
+use sterna_host::qmp::{Delivery, Qmp};
 use sterna_migration::destination::{End, Entitlement, Fact};
 use sterna_migration::journal::DestinationRecord;
 use sterna_wire::GuestState;
+use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::{Drive, Event};
@@ -19,6 +20,10 @@ use crate::vm::{describe_exit, quote_log};
 /// A killed process is gone within this.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const CONT_DEADLINE: Duration = Duration::from_secs(5);
+/// A guest that waits for pages may do so as long as a link is away.
+const FAULTING_DEADLINE: Duration = Duration::from_hours(24);
+/// See [`resume_faulting`].
+const RESUME_TOLD: Duration = Duration::from_millis(300);
 
 impl Drive {
     pub(super) fn journal(&mut self, record: DestinationRecord) {
@@ -95,19 +100,20 @@ impl Drive {
             Ok(qmp) => qmp,
             Err(why) => return self.fact(Fact::ResumeFailed(why)),
         };
-        if self.guest == GuestState::Running
-            && let Err(error) = qmp.cont_after_migration(CONT_DEADLINE).await
-        {
+        let lacks_pages = self.streams.faulting().is_some();
+        let resume = self.guest == GuestState::Running;
+        if lacks_pages {
+            // QEMU itself may need pages for it, which this loop has to ask for meanwhile.
+            let resumed = self.events.clone();
+            tokio::spawn(resume_faulting(qmp, resume, resumed).in_current_span());
+            return;
+        }
+        if resume && let Err(error) = qmp.cont_after_migration(CONT_DEADLINE).await {
             return self.fact(Fact::ResumeFailed(error.to_string()));
         }
-        self.fact(Fact::Resumed { lacks_pages: self.streams.faulting().is_some() });
+        self.fact(Fact::Resumed { lacks_pages });
         // Not in the downtime: the announcement repeats itself and QEMU does it in the background.
-        let announce = async move {
-            if let Err(error) = qmp.announce_self().await {
-                tracing::warn!(%error, "the guest could not be announced on its network");
-            }
-        };
-        tokio::spawn(announce.in_current_span());
+        tokio::spawn(announce(qmp).in_current_span());
     }
 
     pub(super) async fn kill(&mut self) {
@@ -159,5 +165,32 @@ impl Drive {
         tracing::info!(state, error, "the job has ended here");
         self.job.end(state, error, None);
         self.agent.prune_journals();
+    }
+}
+
+/// Resumes a guest that lacks pages. QEMU answers when it has got those that its devices touch, which takes as long as the
+/// link takes; the guest is this host's by then, and that it is being resumed is told at the latest after [`RESUME_TOLD`]:
+/// a source whose connections broke makes new ones only for a guest that it knows to be here.
+async fn resume_faulting(qmp: Qmp, resume: bool, events: mpsc::UnboundedSender<Event>) {
+    let told = events.clone();
+    let telling = async move {
+        tokio::time::sleep(RESUME_TOLD).await;
+        let _ = told.send(Event::Resumed(Ok(())));
+    };
+    let telling = tokio::spawn(telling);
+    if resume {
+        let resumed =
+            qmp.with_timeout(FAULTING_DEADLINE).cont_after_migration(FAULTING_DEADLINE).await;
+        telling.abort();
+        let _ = events.send(Event::Resumed(resumed.map_err(|error| error.to_string())));
+    } else {
+        let _ = events.send(Event::Resumed(Ok(())));
+    }
+    announce(qmp).await;
+}
+
+async fn announce(qmp: Qmp) {
+    if let Err(error) = qmp.announce_self().await {
+        tracing::warn!(%error, "the guest could not be announced on its network");
     }
 }

@@ -58,6 +58,15 @@ impl Drive {
             Event::Stream(event) => self.stream(event).await,
             Event::QemuLoaded if self.streams.faulting().is_some() => self.placed(),
             Event::QemuLoaded => self.qemu_loaded(),
+            Event::Resumed(Ok(())) => {
+                if !std::mem::replace(&mut self.resumed, true) {
+                    self.fact(Fact::Resumed { lacks_pages: true });
+                }
+            }
+            Event::Resumed(Err(why)) if self.resumed => {
+                tracing::error!(%why, "the guest is this host's and does not run yet");
+            }
+            Event::Resumed(Err(why)) => self.fact(Fact::ResumeFailed(why)),
             Event::RecoverAgain => self.recover_stream().await,
             Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
         }

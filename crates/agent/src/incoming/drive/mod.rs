@@ -36,6 +36,8 @@ enum Event {
     Stream(StreamEvent),
     QemuLoaded,
     QemuDied(String),
+    /// A guest that lacks pages was resumed, or is being resumed for a while.
+    Resumed(Result<(), String>),
     /// Time to try again to take QEMU's stream up.
     RecoverAgain,
 }
@@ -69,6 +71,8 @@ struct Drive {
     abandoned: bool,
     /// QEMU has placed every page.
     complete: bool,
+    /// That the guest, which lacks pages, is resumed was told.
+    resumed: bool,
     /// What the guest's memory consists of, where it may run without all of it.
     stored: Option<MemoryRecord>,
     /// QEMU's stream, as an earlier agent has left it.
@@ -106,6 +110,7 @@ impl Drive {
             watch_until: None,
             abandoned: false,
             complete: false,
+            resumed: false,
             stored: None,
             kept: None,
         }
@@ -146,6 +151,7 @@ impl Drive {
             watch_until: None,
             abandoned: false,
             complete: false,
+            resumed: true,
             stored: story.memory,
             kept,
         };
