@@ -50,5 +50,6 @@ pub mod destination;
 pub mod journal;
 pub mod outcome;
 pub mod policy;
+pub mod predictor;
 pub mod source;
 pub mod tracker;

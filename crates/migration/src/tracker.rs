@@ -13,6 +13,7 @@
 //! reported again, or, once the guest is stopped, cannot exist.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use sterna_model::PageId;
@@ -27,6 +28,8 @@ const STRIPE_WORDS: usize = STRIPE_PAGES / WORD_PAGES;
 pub struct Tracker {
     /// Reported, and not claimed since.
     dirty: Box<[AtomicU64]>,
+    /// Reported since the last [`Tracker::take_touched`].
+    touched: Box<[AtomicU64]>,
     /// To be sent in the current round (from the second round on).
     round: Box<[AtomicU64]>,
     /// The last report said that the page is zero.
@@ -77,6 +80,7 @@ impl Tracker {
         let bits = || (0..words).map(|_| AtomicU64::new(0)).collect();
         Self {
             dirty: bits(),
+            touched: bits(),
             round: bits(),
             zero: bits(),
             reports: (0..pages).map(|_| AtomicU8::new(0)).collect(),
@@ -98,6 +102,7 @@ impl Tracker {
         } else {
             self.zero[word].fetch_and(!bit, Ordering::Relaxed);
         }
+        self.touched[word].fetch_or(bit, Ordering::Relaxed);
         // Release: whoever sees the mark sees the zero flag of this report or of a later one.
         self.dirty[word].fetch_or(bit, Ordering::Release);
         count == 0
@@ -131,6 +136,33 @@ impl Tracker {
             pages += (round.fetch_or(taken, Ordering::AcqRel) | taken).count_ones();
         }
         pages
+    }
+
+    /// Puts the marked pages among `chosen` (a bit for each page) into the new round; the others stay marked and wait.
+    /// Returns how many pages the round has.
+    pub fn begin_round_of(&self, chosen: &[u64]) -> u32 {
+        let mut pages = 0;
+        for ((dirty, round), chosen) in self.dirty.iter().zip(&self.round).zip(chosen) {
+            let taken = dirty.fetch_and(!chosen, Ordering::AcqRel) & chosen;
+            pages += (round.fetch_or(taken, Ordering::AcqRel) | taken).count_ones();
+        }
+        pages
+    }
+
+    /// The pages that were reported since this was asked last, a bit for each.
+    #[must_use]
+    pub fn take_touched(&self) -> Vec<u64> {
+        self.touched.iter().map(|word| word.swap(0, Ordering::Relaxed)).collect()
+    }
+
+    /// The pages that the destination lacks, as far as QEMU has told, a bit for each.
+    #[must_use]
+    pub fn stale(&self) -> Vec<u64> {
+        let both = self.dirty.iter().zip(&self.round);
+        let either = |(dirty, round): (&AtomicU64, &AtomicU64)| {
+            dirty.load(Ordering::Relaxed) | round.load(Ordering::Relaxed)
+        };
+        both.map(either).collect()
     }
 
     /// Pages that the destination lacks, as far as QEMU has told.
@@ -339,6 +371,24 @@ mod tests {
         assert_eq!(tracker.claim_page(PageId(201)), None, "once");
         assert_eq!(tracker.claim_page(PageId(1000)), None, "there is no such page");
         assert_eq!(numbers(claim_all(&tracker, Round::Later, 0, 10)), [3]);
+    }
+
+    #[test]
+    fn a_round_of_some_leaves_the_others_waiting() {
+        let tracker = Tracker::new(200, 2);
+        for page in [3, 70, 150] {
+            tracker.report(PageId(page), false);
+        }
+        assert_eq!(tracker.stale(), [1 << 3, 1 << 6, 1 << 22, 0]);
+        assert_eq!(tracker.take_touched(), tracker.stale());
+        assert_eq!(tracker.take_touched(), [0; 4], "each report is told once");
+        // A page that is not stale, and one that is.
+        assert_eq!(tracker.begin_round_of(&[1 << 4, 1 << 6, 0, 0]), 1);
+        let claims: Vec<Claim> =
+            (0..2).flat_map(|worker| claim_all(&tracker, Round::Later, worker, 10)).collect();
+        assert_eq!(claims.iter().map(|claim| claim.page.0).collect::<Vec<_>>(), [70]);
+        assert_eq!(tracker.waiting(), 2);
+        assert_eq!(tracker.begin_round(), 2, "a whole round takes the rest");
     }
 
     proptest! {

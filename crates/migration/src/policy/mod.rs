@@ -3,9 +3,13 @@
 //! A policy never sees a page, a socket or a clock. The source machine asks it at the end of each round, and when the job's
 //! time-out passes meanwhile.
 
+mod epochs;
+mod follow;
 mod precopy;
 mod three_stage;
 
+pub use epochs::{EpochFacts, Epochs};
+pub use follow::{Follow, HAND_OVER_FIXED, HAND_OVER_GOAL};
 pub use precopy::Precopy;
 pub use three_stage::ThreeStage;
 
