@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::agent::Agent;
 use crate::jobs::{Canceller, Ended, Job, Role};
-use crate::{checkup, machines, outgoing};
+use crate::{checkup, following, machines, outgoing};
 
 /// Bytes in a request, at most: QEMU's arguments are the longest part.
 const MAX_REQUEST_BYTES: u64 = 2 << 20;
@@ -106,6 +106,12 @@ async fn answer(agent: &Arc<Agent>, client: UnixStream) -> std::io::Result<()> {
                 Err(error) => Err(error),
             }
         }
+        Request::Switch { name, destination } => {
+            match following::switch(agent, &name, destination.as_deref()) {
+                Ok(job) => return follow(&mut client, &job).await,
+                Err(error) => Err(error),
+            }
+        }
         Request::Watch { job } => match job_of(agent, &job) {
             Ok(job) => return follow(&mut client, &job).await,
             Err(error) => Err(error),
@@ -135,6 +141,13 @@ async fn once(agent: &Arc<Agent>, request: Request) -> Result<Response, ApiError
                 .await
                 .map(Response::Plan)
         }
+        Request::Follow(request) => {
+            following::follow(agent, &request).await.map(|view| Response::Follow(Box::new(view)))
+        }
+        Request::Status { name } => {
+            following::status(agent, &name).map(|view| Response::Follow(Box::new(view)))
+        }
+        Request::Unfollow { name } => following::unfollow(agent, &name).await.map(Response::Text),
         Request::Plan { name, destination, with_disks } => {
             let options = sterna_api::MigrateOptions { with_disks, ..Default::default() };
             outgoing::plan(agent, &name, &destination, &options).await.map(Response::Plan)
@@ -151,6 +164,9 @@ async fn once(agent: &Arc<Agent>, request: Request) -> Result<Response, ApiError
         }
         Request::Watch { job } => {
             Err(ApiError::usage(format!("the job {job} cannot be watched here")))
+        }
+        Request::Switch { name, .. } => {
+            Err(ApiError::usage(format!("{name} cannot be handed over here")))
         }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) struct Status {
 }
 
 /// How a job ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
     /// In a word.
     pub state: String,

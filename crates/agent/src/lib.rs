@@ -15,6 +15,7 @@ mod certificates;
 mod checkup;
 mod config;
 mod control;
+mod following;
 mod incoming;
 mod jobs;
 mod journal;

@@ -131,6 +131,10 @@ pub(crate) async fn stop(
 ) -> Result<VmView, ApiError> {
     if let Some(job) = vm.job() {
         let name = vm.record().name;
+        if vm.followed().is_some() {
+            let why = format!("{name} is followed by {job}; `sterna unfollow {name}` first");
+            return Err(ApiError::failed(why));
+        }
         return Err(ApiError::failed(format!("{name} is being moved by {job}; cancel that first")));
     }
     if let Some(why) = vm.record().owner.unknown_because() {

@@ -14,6 +14,7 @@ use sterna_host::qmp::{Qmp, QmpError, RunState, Schema};
 use sterna_model::{Epoch, JobId, Uuid, VmName};
 use tokio::sync::OnceCell;
 
+use crate::following::Following;
 use crate::place::Place;
 use crate::registry::{Owner, ProcessId, Record};
 
@@ -34,6 +35,7 @@ pub(crate) struct Vm {
     record: Mutex<Record>,
     live: Mutex<Option<Live>>,
     job: Mutex<Option<JobId>>,
+    follow: Mutex<Option<Arc<Following>>>,
 }
 
 /// A QEMU that runs.
@@ -188,7 +190,7 @@ impl Vm {
     #[must_use]
     pub(crate) fn new(record: Record, live: Option<Live>) -> Arc<Self> {
         let (record, live) = (Mutex::new(record), Mutex::new(live));
-        Arc::new(Self { record, live, job: Mutex::default() })
+        Arc::new(Self { record, live, job: Mutex::default(), follow: Mutex::default() })
     }
 
     /// Its durable part.
@@ -241,7 +243,19 @@ impl Vm {
 
     /// The job that has it is over.
     pub(crate) fn end_job(&self) {
+        *lock(&self.follow) = None;
         *lock(&self.job) = None;
+    }
+
+    /// The job that has it follows it.
+    pub(crate) fn follow(&self, follow: Arc<Following>) {
+        *lock(&self.follow) = Some(follow);
+    }
+
+    /// The job that follows it, if one does.
+    #[must_use]
+    pub(crate) fn followed(&self) -> Option<Arc<Following>> {
+        lock(&self.follow).clone()
     }
 
     /// The job that has it.
@@ -257,6 +271,11 @@ impl Vm {
             // Its process may be there, but does not answer.
             (Owner::Here, None, Some(_)) => VmState::Unknown,
             (owner, live, _) => state_of(owner, live.as_ref()).await,
+        };
+        let is_followed = self.followed().is_some_and(|follow| !follow.is_switching());
+        let state = match state {
+            VmState::Running | VmState::Paused if is_followed => VmState::Following,
+            other => other,
         };
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let unknown_because = (state == VmState::Unknown).then(|| why_unknown(&record));

@@ -2,10 +2,12 @@
 //!
 //! The command line is one client; the types here are what it prints with `-o json`, so their keys are a contract.
 
+mod follow;
 mod protocol;
 mod report;
 mod resolve;
 
+pub use follow::{CopyView, EpochView, FollowState, FollowView};
 pub use protocol::{
     ApiError, CheckView, Compress, JobView, MigrateOptions, MigrateRequest, Plan, Progress, Range,
     Request, Response, Strategy, StrategyForecast, VmState, VmView,

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use sterna_model::{JobId, Rate, Refusal, VmName};
 
-use crate::{Decision, Report, ResolveView};
+use crate::{Decision, FollowView, Report, ResolveView};
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,25 @@ pub enum Request {
     },
     /// Move a VM. Answered by `Started`, `Progress`..., `Report`.
     Migrate(MigrateRequest),
+    /// Keep a copy of a VM nearly current at another host. Answered by `Follow` when copying has begun.
+    Follow(MigrateRequest),
+    /// How current the copy of a followed VM is. Answered by `Follow`.
+    Status {
+        /// The VM's name.
+        name: VmName,
+    },
+    /// Hand a followed VM over. Answered like `Migrate`.
+    Switch {
+        /// The VM's name.
+        name: VmName,
+        /// Where to, if it is to be checked: the host that it is followed to.
+        destination: Option<String>,
+    },
+    /// Follow a VM no more. Answered by `Text` when the copy is given up.
+    Unfollow {
+        /// The VM's name.
+        name: VmName,
+    },
     /// Predict and check; change nothing. Answered by `Plan`.
     Plan {
         /// The VM's name.
@@ -189,6 +208,8 @@ pub enum Response {
     Plan(Plan),
     /// A peer, looked at.
     Check(CheckView),
+    /// A VM that is followed.
+    Follow(Box<FollowView>),
     /// All jobs that the agent remembers, oldest first.
     Jobs(Vec<JobView>),
     /// All that is known of a VM whose owner is not, or was not until now.

@@ -58,6 +58,9 @@ pub struct Report {
     /// How long it waited for one, from QEMU's request to the page in its stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault_latency_us: Option<FaultLatency>,
+    /// After a `switch`: from accepting it until the guest ran at the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch_ms: Option<f64>,
 }
 
 /// How long the guest waited for pages, in microseconds.

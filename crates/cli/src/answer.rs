@@ -56,6 +56,7 @@ fn print(response: Response, console: &mut Console) -> Result<u8, Failure> {
         Response::Plan(plan) => return Ok(print_plan(&plan, console)),
         Response::Check(check) => return Ok(print_check(&check, console)),
         Response::Resolve(view) => console.value(&*view, || render::resolve(&view)),
+        Response::Follow(view) => console.value(&*view, || render::follow(&view)),
         Response::Text(message) => {
             print_message(&message, console);
         }
@@ -83,10 +84,14 @@ fn may_be_done(request: &Request, error: &ClientError) -> bool {
         | Request::VmAdopt { .. }
         | Request::VmStop { .. }
         | Request::Migrate(_)
+        | Request::Follow(_)
+        | Request::Switch { .. }
+        | Request::Unfollow { .. }
         | Request::Resolve { guest_is: Some(_), .. }
         | Request::Cancel { .. } => true,
         Request::VmList
         | Request::VmShow { .. }
+        | Request::Status { .. }
         | Request::Plan { .. }
         | Request::Check { .. }
         | Request::Jobs

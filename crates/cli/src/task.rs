@@ -6,7 +6,7 @@ use std::path::{self, Path, PathBuf};
 
 use sterna_api::{MigrateOptions, MigrateRequest, Request};
 use sterna_host::dirs::Dirs;
-use sterna_model::{HostName, JobId};
+use sterna_model::{HostName, JobId, VmName};
 
 use crate::args::{Cli, Format, Pki, Stream, Vm, Wanted, Word};
 use crate::failure::Failure;
@@ -110,6 +110,13 @@ pub(crate) enum Errand {
     Migrate(MigrateRequest),
     /// It goes on already.
     Watch(JobId),
+    /// It follows its VM, and is to hand it over.
+    Switch {
+        /// The VM.
+        name: VmName,
+        /// A peer's name, or `name=host:port`.
+        destination: Option<String>,
+    },
 }
 
 impl Invocation {
@@ -137,6 +144,13 @@ impl Invocation {
             Word::Vm(vm) => ask(vm_request(vm)?),
             Word::Plan { name, destination, with_disks } => {
                 ask(Request::Plan { name, destination: destination.into(), with_disks })
+            }
+            Word::Follow(typed) => ask(Request::Follow(typed.into())),
+            Word::Status { name } => ask(Request::Status { name }),
+            Word::Unfollow { name } => ask(Request::Unfollow { name }),
+            Word::Switch { name, destination } => {
+                let destination = destination.map(Into::into);
+                Task::Job { socket, errand: Errand::Switch { name, destination } }
             }
             Word::Jobs => ask(Request::Jobs),
             Word::Cancel { job } => ask(Request::Cancel { job }),

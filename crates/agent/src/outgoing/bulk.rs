@@ -144,6 +144,28 @@ impl Bulk {
         self.shared.cut_short(true);
     }
 
+    /// Lets the workers send these of the waiting pages, a bit for each, at no more than this rate. Returns how many.
+    pub(super) fn begin_round_of(&mut self, chosen: &[u64], rate: Option<Rate>) -> u32 {
+        self.set_rate(rate);
+        let pages = self.shared.tracker.begin_round_of(chosen);
+        self.order(self.round.number + 1, Order::Round(Round::Later));
+        pages
+    }
+
+    /// Another limit for all connections together from here on, or none.
+    pub(super) fn set_rate(&self, rate: Option<Rate>) {
+        self.shared.limiter.set_rate(rate);
+    }
+
+    /// Marks all pages that are read from QEMU's memory: what the destination has already is found out by its hash.
+    pub(super) fn mark_readable(&self) {
+        let memory = &self.shared.memory;
+        let readable = memory.layout().blocks().iter().filter(|block| memory.is_readable(block));
+        for pages in readable.map(sterna_model::Block::page_numbers) {
+            pages.for_each(|page| self.shared.tracker.give_back(PageId(page)));
+        }
+    }
+
     /// Lets the workers send all that is left, or mark what may follow, with the guest stopped.
     pub(super) fn begin_last(&mut self, finish: Finish) {
         self.shared.cut_short(false);

@@ -72,6 +72,12 @@ pub(super) struct Gauge {
     pub requested: u64,
     /// Guest memory that changes per second, lately.
     pub dirty_rate: Rate,
+    /// The job follows its VM: what was sent before the hand-over was asked for was sent in the background.
+    pub follows: bool,
+    /// When the hand-over was asked for, and the bytes that were on the wire by then.
+    pub switch: Option<(Instant, u64)>,
+    /// How long the last message and its answer took.
+    pub last_round_trip: Option<Duration>,
     rounds: Vec<RoundReport>,
     link_rate: Option<Rate>,
     page_cost: Option<ByteCount>,
@@ -101,6 +107,9 @@ impl Gauge {
             roots_match: false,
             requested: 0,
             dirty_rate: Rate::default(),
+            follows: false,
+            switch: None,
+            last_round_trip: None,
             rounds: Vec::new(),
             link_rate: None,
             page_cost: None,
@@ -155,13 +164,34 @@ impl Gauge {
         facts
     }
 
+    /// As [`Self::round_ended`], of a round in the background: it was paced, and says nothing of what the link can do.
+    pub(super) fn background_round_ended(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
+        let link_rate = self.link_rate;
+        let facts = self.round_ended(round, bulk);
+        self.link_rate = link_rate.or(self.link_rate);
+        facts
+    }
+
+    /// As [`Self::round_over_known`], of a round that took as long as it takes to read all memory.
+    pub(super) fn reread_round_ended(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
+        let page_cost = self.page_cost;
+        let facts = self.background_round_ended(round, bulk);
+        self.page_cost = page_cost;
+        RoundFacts {
+            link_rate: self.link_rate.unwrap_or(facts.link_rate),
+            rest_bytes: self.cost_of(facts.dirty_pages),
+            ..facts
+        }
+    }
+
     /// More pages became known to be dirty since the facts were put together.
     pub(super) fn recount(&self, facts: &mut RoundFacts, bulk: &Bulk, untold_pages: u64) {
         facts.dirty_pages = bulk.waiting_pages() + untold_pages;
         facts.rest_bytes = self.cost_of(facts.dirty_pages);
     }
 
-    fn cost_of(&self, pages: u64) -> ByteCount {
+    /// What so many pages are expected to cost on the wire.
+    pub(super) fn cost_of(&self, pages: u64) -> ByteCount {
         let cost = self.page_cost.unwrap_or(ByteCount(PAGE_BYTES as u64));
         ByteCount(pages.saturating_mul(cost.0))
     }
@@ -268,6 +298,7 @@ impl Gauge {
                 (Some(why.clone()), Vec::new())
             }
         };
+        let switched = self.switch.map(|(asked, _)| between(Some(asked), self.marks.running));
         Report {
             job: ends.job.id().clone(),
             vm: ends.job.vm().clone(),
@@ -297,6 +328,7 @@ impl Gauge {
             phases_ms: self.phases(),
             requests: self.post_copy.requests(),
             fault_latency_us: self.post_copy.fault_latency(),
+            switch_ms: switched.filter(|_| matches!(outcome, Outcome::Done)),
             verify: VerifyReport { pages_hashed: self.pages_hashed, roots_match: self.roots_match },
         }
     }
@@ -334,9 +366,15 @@ impl Gauge {
         });
         let pages = bulk.map_or(0, Bulk::wire_bytes) + self.post_copy.left_bytes;
         let postcopy = self.post_copy.bytes(pages);
+        let background = match self.switch {
+            Some((_, background)) => background,
+            None if self.follows => pages,
+            None => 0,
+        };
         WireBytes {
             total: pages + sent + received,
-            precopy: pages.saturating_sub(self.downtime_page_bytes + postcopy),
+            precopy: pages.saturating_sub(self.downtime_page_bytes + postcopy + background),
+            background,
             postcopy,
             downtime: self.downtime_page_bytes + self.tail_bytes,
             // Device state travels on the control connection.

@@ -1,6 +1,6 @@
 //! A bandwidth limit over all connections of a job: a bucket that fills at the rate, and may run into debt.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sterna_model::{PAGE_BYTES, Rate};
@@ -10,23 +10,35 @@ const BURST: Duration = Duration::from_millis(20);
 
 /// Shared by the workers of a job.
 #[derive(Debug)]
-pub(super) struct Limiter {
+pub(super) struct Limiter(Mutex<Bucket>);
+
+#[derive(Debug)]
+struct Bucket {
     rate: Option<Rate>,
     /// When everything that was let through will have been sent at the rate.
-    clear_at: Mutex<Option<Instant>>,
+    clear_at: Option<Instant>,
 }
 
 impl Limiter {
     /// A limit, or none.
     #[must_use]
     pub(super) const fn new(rate: Option<Rate>) -> Self {
-        Self { rate, clear_at: Mutex::new(None) }
+        Self(Mutex::new(Bucket { rate, clear_at: None }))
+    }
+
+    /// Another limit from here on, or none. What waits already waits as long as it was told.
+    pub(super) fn set_rate(&self, rate: Option<Rate>) {
+        *self.lock() = Bucket { rate, clear_at: None };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bucket> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many pages may be sent at a time, so that a batch is not a burst: at a low rate, what takes a tenth of a second.
     #[must_use]
     pub(crate) fn batch_pages(&self, most: usize) -> usize {
-        let Some(rate) = self.rate else { return most };
+        let Some(rate) = self.lock().rate else { return most };
         let pages = rate.bytes_per_second / 10 / PAGE_BYTES as u64;
         usize::try_from(pages).map_or(most, |pages| pages.clamp(1, most))
     }
@@ -34,11 +46,12 @@ impl Limiter {
     /// Takes note that so many bytes are sent, and tells how long to wait first.
     #[must_use]
     pub(super) fn wait_for(&self, bytes: u64, now: Instant) -> Duration {
-        let Some(rate) = self.rate else { return Duration::ZERO };
-        let mut clear_at = self.clear_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = clear_at.map_or(now, |clear| clear.max(now.checked_sub(BURST).unwrap_or(now)));
+        let mut bucket = self.lock();
+        let Some(rate) = bucket.rate else { return Duration::ZERO };
+        let start =
+            bucket.clear_at.map_or(now, |clear| clear.max(now.checked_sub(BURST).unwrap_or(now)));
         let sending = rate.time_for(sterna_model::ByteCount(bytes)).min(Duration::from_secs(3600));
-        *clear_at = Some(start + sending);
+        bucket.clear_at = Some(start + sending);
         start.saturating_duration_since(now)
     }
 }
@@ -61,6 +74,16 @@ mod tests {
             "{took:?}"
         );
         assert_eq!(Limiter::new(None).wait_for(u64::MAX, start), Duration::ZERO);
+    }
+
+    #[test]
+    fn another_rate_holds_at_once() {
+        let limiter = Limiter::new(Some(Rate { bytes_per_second: 1000 }));
+        let now = Instant::now();
+        let _ = limiter.wait_for(100_000, now);
+        assert!(limiter.wait_for(1, now) > Duration::from_secs(50));
+        limiter.set_rate(None);
+        assert_eq!(limiter.wait_for(1, now), Duration::ZERO);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use tracing::Instrument as _;
 
 use crate::agent::Agent;
 use crate::control::vm_of;
+use crate::following::Following;
 use crate::jobs::{Job, Role};
 use crate::journal::{Journal, Story};
 use crate::peer::{self, Destination};
@@ -49,6 +50,8 @@ pub(crate) struct Move {
     pub to: Destination,
     /// How.
     pub options: MigrateOptions,
+    /// It is followed until its hand-over is asked for.
+    pub follow: Option<Arc<Following>>,
 }
 
 impl Move {
@@ -97,12 +100,38 @@ pub(crate) async fn begin(
     agent: &Arc<Agent>,
     request: &MigrateRequest,
 ) -> Result<Arc<Job>, ApiError> {
-    let wanted = wanted(agent, &request.name, &request.destination, &request.options)?;
+    begin_as(agent, request, Kind::Move).await
+}
+
+/// Accepts a command to follow a VM.
+///
+/// # Errors
+/// As [`begin`].
+pub(crate) async fn begin_to_follow(
+    agent: &Arc<Agent>,
+    request: &MigrateRequest,
+) -> Result<Arc<Job>, ApiError> {
+    begin_as(agent, request, Kind::Follow).await
+}
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Move,
+    Follow,
+}
+
+async fn begin_as(
+    agent: &Arc<Agent>,
+    request: &MigrateRequest,
+    kind: Kind,
+) -> Result<Arc<Job>, ApiError> {
+    let mut wanted = wanted(agent, &request.name, &request.destination, &request.options)?;
     if agent.jobs.are_closed() {
         return Err(ApiError::failed("the agent is being ended; start it again, and try again"));
     }
     if let Some(other) = wanted.vm.job() {
-        return Err(ApiError::refused(vec![busy(&request.name, &other)]));
+        return Err(ApiError::refused(vec![busy(&wanted.vm, &other)]));
     }
     if let Some(refusal) = too_many_jobs(agent) {
         let refusals = refusals(agent, &wanted).await;
@@ -112,11 +141,16 @@ pub(crate) async fn begin(
     let id = crate::random::job_id().map_err(no_random)?;
     let key = crate::random::bytes().map_err(no_random)?;
     if let Err(other) = wanted.vm.begin_job(&id) {
-        return Err(ApiError::refused(vec![busy(&request.name, &other)]));
+        return Err(ApiError::refused(vec![busy(&wanted.vm, &other)]));
     }
     let job = agent.jobs.begin(id, request.name.clone(), wanted.to.name.clone(), Role::Source);
+    if kind == Kind::Follow {
+        let follow = Following::new(Arc::clone(&job));
+        wanted.vm.follow(Arc::clone(&follow));
+        wanted.follow = Some(follow);
+    }
     let span = job.span();
-    tracing::info!(parent: &span, to = %wanted.to.name, "a move begins");
+    tracing::info!(parent: &span, to = %wanted.to.name, ?kind, "a move begins");
     let driven = drive::run(Arc::clone(agent), Arc::clone(&job), wanted, key);
     tokio::spawn(driven.instrument(span));
     Ok(job)
@@ -139,7 +173,8 @@ pub(crate) fn resume_offered(
     };
     if vm.begin_job(job.id()).is_ok() {
         let (vm, live) = (Arc::clone(vm), vm.live());
-        let wanted = Move { vm, live, to, options: MigrateOptions::default() };
+        let options = MigrateOptions::default();
+        let wanted = Move { vm, live, to, options, follow: None };
         let span = job.span();
         let driven = drive::resume(Arc::clone(agent), job, wanted, journal, story.clone());
         tokio::spawn(driven.instrument(span));
@@ -159,7 +194,7 @@ pub(crate) async fn plan(
     let wanted = wanted(agent, name, destination, options)?;
     // What another job does to it would look like reasons of its own.
     let refusals = match wanted.vm.job() {
-        Some(other) => vec![busy(name, &other)],
+        Some(other) => vec![busy(&wanted.vm, &other)],
         None => {
             let mut all: Vec<Refusal> = too_many_jobs(agent).into_iter().collect();
             all.extend(refusals(agent, &wanted).await);
@@ -186,7 +221,15 @@ fn too_many_jobs(agent: &Agent) -> Option<Refusal> {
     (agent.jobs.running() >= most).then(|| Refusal::new("too-many-jobs", reason, remedy))
 }
 
-fn busy(name: &VmName, job: &JobId) -> Refusal {
+fn busy(vm: &Vm, job: &JobId) -> Refusal {
+    let name = vm.record().name;
+    if let Some(follow) = vm.followed() {
+        let to = follow.job().peer();
+        let reason = format!("{name} is followed to {to} by {job}");
+        let remedy =
+            format!("`sterna switch {name}` hands it over, `sterna unfollow {name}` ends that");
+        return Refusal::new("vm-followed", reason, remedy);
+    }
     let reason = format!("{name} is being moved by {job} already");
     Refusal::new("vm-busy", reason, "wait for that job, or cancel it")
 }
@@ -249,5 +292,5 @@ fn wanted(
             "expected 1 to {MAX_CONNECTIONS} connections, found {found}"
         )));
     }
-    Ok(Move { vm, live: Some(live), to, options: options.clone() })
+    Ok(Move { vm, live: Some(live), to, options: options.clone(), follow: None })
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 /// The words of `sterna --help`, by what they are for.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Moving VMs", &["check", "plan", "migrate"]),
+    ("Following VMs", &["follow", "status", "switch", "unfollow"]),
     ("Jobs", &["jobs", "watch", "cancel", "report", "resolve"]),
     ("VMs on this host", &["vm"]),
     ("Setting up a host", &["agent", "pki"]),
@@ -131,6 +132,46 @@ EXAMPLES:
   sterna migrate web beta=10.77.0.2:7837 --compress none -o json > report.json
   sterna migrate web beta --detach && sterna jobs
   sterna migrate --all beta --parallel 3";
+
+/// After `sterna follow --help`.
+pub(super) const FOLLOW: &str = "\
+Returns when the destination is prepared and copying has begun. From then on pages
+that change are sent in the background, few of them and those first that are likely
+to stay as they are; `sterna switch` hands the VM over within about a second. A VM
+that is followed is not migrated, and QEMU refuses to plug devices meanwhile.
+
+Following ends with `sterna unfollow`, and when the link or either agent ends: the
+guest runs on here, `sterna jobs` says why, and `sterna follow` begins anew.
+
+EXIT CODES:
+  0  it is followed
+  1  it failed; the guest runs on here
+  3  refused; nothing was touched
+
+EXAMPLE:
+  sterna follow web beta --bandwidth 50M && sterna status web";
+
+/// After `sterna status --help`.
+pub(super) const STATUS: &str = "\
+The predicted time of a switch is an estimate from what is stale, the link's rate
+and a fixed part for the devices.
+
+EXIT CODES:
+  0  told
+  3  the VM is not followed";
+
+/// After `sterna switch --help`.
+pub(super) const SWITCH: &str = "\
+Waits for the end, and prints one report, as `sterna migrate` does, with switch_ms:
+from this command until the guest runs at the destination. Ctrl-C rolls back, which
+ends following too.
+
+EXIT CODES:
+  0    the guest runs at the destination
+  1    failed; the message says where the guest runs
+  3    the VM is not followed, or to another host; nothing was touched
+  4    outcome unknown: look now (`sterna jobs`)
+  130  interrupted, and rolled back";
 
 /// Lists the words in groups, instead of in one list. A word that no group names would not be shown (a test looks).
 pub(super) fn group_words(command: clap::Command) -> clap::Command {

@@ -2,6 +2,7 @@
 //! these into what the program needs.
 
 mod destination;
+mod follow;
 mod help;
 mod migrate;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use sterna_api::Decision;
 use sterna_model::{HostName, JobId, VmName};
 
 pub(crate) use destination::Destination;
+pub(crate) use follow::Follow;
 pub(crate) use migrate::{Migrate, Wanted};
 
 /// Live migration of QEMU/KVM virtual machines between hosts.
@@ -90,6 +92,29 @@ pub(crate) enum Word {
     /// Move a running VM to another host; or all of them, with --all
     #[command(after_help = help::MIGRATE)]
     Migrate(Box<Migrate>),
+    /// Keep a copy of a running VM nearly current at another host; goes on without the command
+    #[command(after_help = help::FOLLOW)]
+    Follow(Follow),
+    /// Tell how current the copy of a followed VM is
+    #[command(after_help = help::STATUS)]
+    Status {
+        /// The VM's name on this host
+        name: VmName,
+    },
+    /// Hand a followed VM over to the host that has its copy
+    #[command(after_help = help::SWITCH)]
+    Switch {
+        /// The VM's name on this host
+        name: VmName,
+        /// Where to; refused if it is followed to another host
+        #[arg(value_name = "DEST")]
+        destination: Option<Destination>,
+    },
+    /// Follow a VM no more: its copy is given up, the guest runs on here
+    Unfollow {
+        /// The VM's name on this host
+        name: VmName,
+    },
     /// List the jobs that this host's agent remembers, oldest first
     Jobs,
     /// Follow a job until it ends; exits as the command that started it would have

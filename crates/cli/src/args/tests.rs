@@ -54,6 +54,12 @@ fn every_word_is_read() {
         "sterna plan web beta",
         "sterna plan web beta --with-disks",
         "sterna migrate web beta",
+        "sterna follow web beta",
+        "sterna follow web beta=10.77.0.2:7837 --bandwidth 50M --max-downtime 100",
+        "sterna status web -o json",
+        "sterna switch web",
+        "sterna switch web beta",
+        "sterna unfollow web",
         "sterna migrate web beta --detach",
         "sterna migrate web beta --dry-run",
         "sterna migrate --all beta",
@@ -217,5 +223,30 @@ fn a_drain_moves_two_at_a_time() {
         assert_eq!((drain.parallel, drain.request.destination.as_str()), (parallel, "beta"));
         let rate = drain.request.options.bandwidth.map(|rate| rate.bytes_per_second);
         assert_eq!(rate, Some(1_000_000));
+    }
+}
+
+#[test]
+fn following_passes_its_options_on() {
+    let Request::Follow(asked) =
+        request("sterna follow web beta --bandwidth 1MB --max-downtime 100")
+    else {
+        panic!("nothing is followed")
+    };
+    assert_eq!((asked.name.as_str(), asked.destination.as_str()), ("web", "beta"));
+    assert_eq!(asked.options.bandwidth.map(|rate| rate.bytes_per_second), Some(1_000_000));
+    assert_eq!((asked.options.max_downtime_ms, asked.options.detach), (100, false));
+    let Request::Follow(plain) = request("sterna follow web beta") else { panic!("as above") };
+    assert_eq!(plain.options, sterna_api::MigrateOptions::default());
+}
+
+#[test]
+fn a_switch_may_name_its_destination() {
+    for (line, expected) in [("sterna switch web", None), ("sterna switch web beta", Some("beta"))]
+    {
+        let Task::Job { errand: Errand::Switch { name, destination }, .. } = task(line) else {
+            panic!("{line} hands nothing over")
+        };
+        assert_eq!((name.as_str(), destination.as_deref()), ("web", expected));
     }
 }

@@ -152,9 +152,13 @@ impl Ending<'_> {
 
     /// Prints what stands in for the report, where a report is what is printed.
     fn no_report(&self, error: &str, refusals: &[Refusal], code: u8, console: &mut Console) {
-        let request = match self.errand {
-            Errand::Migrate(request) => Some(request),
-            Errand::Watch(_) => None,
+        let (vm, destination, strategy) = match self.errand {
+            Errand::Migrate(request) => {
+                let destination = Some(request.destination.as_str());
+                (Some(&request.name), destination, Some(request.options.strategy))
+            }
+            Errand::Switch { name, destination } => (Some(name), destination.as_deref(), None),
+            Errand::Watch(_) => (None, None, None),
         };
         let outcome = match code {
             REFUSED => OutcomeName::Refused,
@@ -162,13 +166,13 @@ impl Ending<'_> {
             _ => OutcomeName::Failed,
         };
         // Only of a job that never came to be is it known here that nothing was touched.
-        let is_untouched = request.is_some() && self.job.is_none() && code != UNKNOWN;
+        let is_untouched = vm.is_some() && self.job.is_none() && code != UNKNOWN;
         let no_report = NoReport {
             job: self.job.as_ref(),
-            vm: request.map(|request| &request.name),
-            strategy: request.map(|request| request.options.strategy),
+            vm,
+            strategy,
             source: None,
-            destination: request.map(|request| request.destination.as_str()),
+            destination,
             started_at: None,
             outcome,
             guest_is: is_untouched.then_some(GuestIs::Source),

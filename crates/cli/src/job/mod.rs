@@ -1,4 +1,4 @@
-//! A job, followed to its end: `migrate` and `watch`; and many of them, when a host is drained.
+//! A job, followed to its end: `migrate`, `switch` and `watch`; and many of them, when a host is drained.
 //!
 //! ```text
 //! send the request --> answers: Started, Progress..., then an End
@@ -35,7 +35,7 @@ pub(crate) fn run(client: Client, errand: &Errand, console: &mut Console) -> Res
     let runtime = answer::runtime()?;
     let view = ProgressView::new(console.format());
     let job = match errand {
-        Errand::Migrate(_) => None,
+        Errand::Migrate(_) | Errand::Switch { .. } => None,
         Errand::Watch(job) => Some(job.clone()),
     };
     let mut follower =
@@ -96,6 +96,9 @@ impl Follower<'_> {
         let request = match self.errand {
             Errand::Migrate(request) => Request::Migrate(request.clone()),
             Errand::Watch(job) => Request::Watch { job: job.clone() },
+            Errand::Switch { name, destination } => {
+                Request::Switch { name: name.clone(), destination: destination.clone() }
+            }
         };
         let mut connection = self.client.connect().await?;
         connection.send(&request).await?;

@@ -1,6 +1,7 @@
 //! Values to text, for people: pure functions without an end of line at the end. Sizes in IEC units, times of the guest
 //! standing in milliseconds. Scripts are better off with `-o json`.
 
+mod follow;
 mod outcome;
 mod plan;
 mod progress;
@@ -10,6 +11,7 @@ mod table;
 mod units;
 mod vm;
 
+pub(crate) use follow::follow;
 pub(crate) use outcome::{error, outcome};
 pub(crate) use plan::{check, plan};
 pub(crate) use progress::{bar_message, progress_line};

@@ -16,6 +16,9 @@ pub(crate) fn report(report: &Report) -> String {
         .row(["job", &format!("{}, {}, begun {}", report.job, report.strategy, report.started_at)]);
     table.row(["total", &total(report)]);
     table.row(["downtime", &downtime(report)]);
+    if let Some(ms) = report.switch_ms {
+        table.row(["switch", &format!("{} from the command", millis(ms))]);
+    }
     table.row(["wire", &wire(report)]);
     if report.disk.bytes_total > 0 {
         table.row(["disk", &disk(report)]);
@@ -289,6 +292,7 @@ pub(crate) mod tests {
             verify: VerifyReport { pages_hashed: 267_244, roots_match: true },
             requests: None,
             fault_latency_us: None,
+            switch_ms: None,
         }
     }
 
@@ -332,6 +336,7 @@ web moved from alpha to beta
             verify: VerifyReport::default(),
             requests: None,
             fault_latency_us: None,
+            switch_ms: None,
             ..done_report()
         };
         let expected = "\

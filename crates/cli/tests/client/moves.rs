@@ -24,6 +24,22 @@ fn a_move_ends_with_a_summary() {
 }
 
 #[test]
+fn a_switch_ends_with_one_report() {
+    let ran = FakeAgent::saying(vec![started(), done()]).run("switch web beta -o json");
+    assert_eq!(ran.code, Some(0));
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["outcome"], "done");
+    let refusals = vec![refusal()];
+    let agent = FakeAgent::saying(vec![Response::Error(ApiError::refused(refusals))]);
+    let ran = agent.run("switch web beta -o json");
+    assert_eq!(ran.code, Some(3));
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&report["vm"], &report["outcome"]), (&json!("web"), &json!("refused")));
+    assert_eq!(report["guest_is"], "source");
+    assert!(matches!(agent.heard(), Request::Switch { name, .. } if name.as_str() == "web"));
+}
+
+#[test]
 fn exit_codes_tell_the_outcome() {
     for (outcome, guest_is, code, message) in [
         (OutcomeName::Done, GuestIs::Destination, 0, ""),

@@ -57,6 +57,7 @@ pub(crate) fn report(outcome: OutcomeName, guest_is: GuestIs, error: Option<&str
         verify: VerifyReport { pages_hashed: 10, roots_match: true },
         requests: None,
         fault_latency_us: None,
+        switch_ms: None,
     }))
 }
 

@@ -14,6 +14,10 @@ fn a_connection_that_breaks_is_unknown_only_where_something_was_asked_to_be_done
         ("migrate web beta", 4),
         ("vm stop web", 4),
         ("cancel j1", 4),
+        ("follow web beta", 4),
+        ("switch web", 4),
+        ("unfollow web", 4),
+        ("status web", 1),
         ("vm list", 1),
         ("plan web beta", 1),
     ] {

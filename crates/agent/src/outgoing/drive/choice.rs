@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sterna_api::{MigrateOptions, Strategy};
-use sterna_migration::policy::{Decision, Policy, Precopy, RoundFacts, ThreeStage};
+use sterna_migration::policy::{Decision, Follow, Policy, Precopy, RoundFacts, ThreeStage};
 use sterna_migration::source::Finish;
 
 /// The last decision and what it was made from, until the drive loop takes it.
 pub(super) type Decided = Arc<Mutex<Option<(RoundFacts, Decision)>>>;
+
+/// The strategy's name where a VM was followed before.
+pub(super) const FOLLOW: &str = "follow";
 
 /// See the module.
 pub(super) struct Choice {
@@ -19,17 +22,22 @@ pub(super) struct Choice {
     /// Known only when the destination is prepared, which is before any round ends.
     post_copy: Arc<AtomicBool>,
     policy: Option<Box<dyn Policy>>,
+    /// For a job that follows its VM: whether the hand-over was asked for.
+    follows: Option<Arc<AtomicBool>>,
+    follow: Option<Follow>,
     decided: Decided,
 }
 
 impl Choice {
-    /// The policy of a move with these options.
-    pub(super) fn new(options: &MigrateOptions) -> Self {
+    /// The policy of a move with these options; of one that follows its VM until the hand-over is asked for, if it does.
+    pub(super) fn new(options: &MigrateOptions, follows: Option<Arc<AtomicBool>>) -> Self {
         Self {
             strategy: options.strategy,
             max_downtime: Duration::from_millis(options.max_downtime_ms),
             post_copy: Arc::default(),
             policy: None,
+            follows,
+            follow: None,
             decided: Arc::default(),
         }
     }
@@ -42,6 +50,13 @@ impl Choice {
     fn policy(&mut self) -> &mut dyn Policy {
         let post_copy = self.post_copy.load(Ordering::Relaxed);
         let (strategy, max_downtime) = (self.strategy, self.max_downtime);
+        if let Some(asked) = &self.follows {
+            let follow = self.follow.get_or_insert_with(|| Follow::new(max_downtime, post_copy));
+            if asked.load(Ordering::Acquire) {
+                follow.hand_over();
+            }
+            return follow;
+        }
         &mut **self.policy.get_or_insert_with(|| match strategy {
             Strategy::ThreeStage => Box::new(ThreeStage::new(max_downtime, post_copy)),
             Strategy::Auto => Box::new(Precopy::with_post_copy(max_downtime, post_copy)),
@@ -52,7 +67,10 @@ impl Choice {
 
 impl Policy for Choice {
     fn name(&self) -> &'static str {
-        name(self.strategy, Finish::PreCopy)
+        match self.follows {
+            Some(_) => FOLLOW,
+            None => name(self.strategy, Finish::PreCopy),
+        }
     }
 
     fn round_ended(&mut self, facts: &RoundFacts) -> Decision {

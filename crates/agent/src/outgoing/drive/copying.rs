@@ -108,7 +108,16 @@ impl Drive {
             }
             return bulk.begin_last(self.finish);
         }
-        let mut facts = self.gauge.round_ended(&round, bulk);
+        if self.is_following() {
+            return self.background_round_done(&round);
+        }
+        let Some(all_again) = self.reread() else { return };
+        let Some(bulk) = &self.bulk else { return };
+        let mut facts = if all_again {
+            self.gauge.reread_round_ended(&round, bulk)
+        } else {
+            self.gauge.round_ended(&round, bulk)
+        };
         if self.heard_at.elapsed() > HEARD_LATELY {
             // The link is cut, most likely. Stopped now, the guest would only stand until that is noticed; so it runs, and
             // what it writes is sent, until the destination is heard again or its connection is given up.
@@ -123,6 +132,9 @@ impl Drive {
     /// Begins the next round. A paced QEMU knows of more than it has told, so there may be nothing to send yet: after a round
     /// over nothing the next one waits for the next tick, instead of being over at once as well.
     pub(super) fn begin_round(&mut self) {
+        if self.is_following() {
+            return;
+        }
         let Some(bulk) = &mut self.bulk else { return };
         if bulk.sent_nothing() && bulk.waiting_pages() == 0 {
             self.round_waits = true;
@@ -153,6 +165,10 @@ impl Drive {
             self.gauge.marks.decided = Some(Instant::now());
         }
         tracing::debug!(?facts, ?decision, "a round has ended");
+        if self.is_following() && facts.number > 1 {
+            // Hours of them: what they were together is `background`.
+            return;
+        }
         self.gauge.decided(&facts, &decision);
     }
 
@@ -234,7 +250,7 @@ pub(super) struct Again {
 
 impl Again {
     /// Whether the end of a round is not to be told.
-    const fn withholds(&self) -> bool {
+    pub(super) const fn withholds(&self) -> bool {
         self.in_first_pass || self.rounds > 0
     }
 

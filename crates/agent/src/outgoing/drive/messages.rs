@@ -77,6 +77,7 @@ impl Drive {
     fn pong(&mut self, echo: wire::Echo) {
         let now = sterna_host::clock::now();
         let took = now.since(sterna_model::Instant { nanos: echo.sent_ns });
+        self.gauge.last_round_trip = Some(took);
         // The fastest counts: others waited for something else, such as the start of the destination's QEMU.
         self.gauge.round_trip = Some(self.gauge.round_trip.map_or(took, |best| best.min(took)));
     }

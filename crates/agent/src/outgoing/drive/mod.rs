@@ -3,6 +3,7 @@
 mod choice;
 mod copying;
 mod ending;
+mod following;
 mod handover;
 mod inbox;
 mod messages;
@@ -36,6 +37,7 @@ use crate::link::{Inbound, Link};
 use crate::vm::{describe_exit, quote_log};
 use choice::{Choice, Decided};
 use copying::Again;
+use following::Epoch;
 use inbox::{Event, Heard, Inbox, Queues, queues};
 use pacing::Pace;
 use serving::Rejoining;
@@ -60,12 +62,17 @@ const PING_EVERY: Duration = Duration::from_millis(200);
 /// Runs a job to its end.
 pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8; 32]) {
     let (queues, inbox) = queues();
-    let policy = Box::new(Choice::new(&wanted.options));
+    let follows = wanted.follow.as_ref().map(|follow| follow.hand_over_flag());
+    let policy = Box::new(Choice::new(&wanted.options, follows));
     let limits = limits(&wanted.options);
     let wanted_strategy = wanted.options.strategy;
     let mut drive = Drive::new(agent, job, wanted, key, queues);
     (drive.decided, drive.post_copy) = policy.shared();
-    drive.strategy = choice::name(wanted_strategy, Finish::PreCopy);
+    drive.gauge.follows = drive.wanted.follow.is_some();
+    drive.strategy = match drive.gauge.follows {
+        true => choice::FOLLOW,
+        false => choice::name(wanted_strategy, Finish::PreCopy),
+    };
     let mut effects = Vec::new();
     drive.machine = Some(Source::begin(policy, limits, &mut effects));
     drive.effects.extend(effects);
@@ -145,6 +152,8 @@ struct Drive {
     counters: Arc<Counters>,
     idle: IdleShare,
     pace: Pace,
+    /// Where following is.
+    epoch: Epoch,
     /// A data connection broke: when, and what is known of it.
     broken: Option<(Instant, String)>,
     /// The next round begins when there may be something to send.
@@ -202,6 +211,7 @@ impl Drive {
             counters: Arc::default(),
             idle: IdleShare::default(),
             pace: Pace::default(),
+            epoch: Epoch::default(),
             broken: None,
             round_waits: false,
             flushed: false,
@@ -215,6 +225,7 @@ impl Drive {
     async fn run(mut self, mut inbox: Inbox) {
         self.watch_qemu();
         let job = Arc::clone(&self.job);
+        let follow = self.wanted.follow.clone();
         let mut cancelled = false;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -236,6 +247,9 @@ impl Drive {
                     cancelled = true;
                     self.fact(Fact::CancelRequested);
                 }
+                () = following::hand_over_asked(follow.as_ref()), if self.is_following() => {
+                    self.hand_over().await;
+                }
                 // A person settles an offer that nobody answers; the VM is theirs from here on.
                 () = job.give_up_requested() => return self.wanted.vm.end_job(),
                 heard = inbox.next(&mut tick) => match heard {
@@ -251,7 +265,7 @@ impl Drive {
         let Some(machine) = self.machine.take() else { return };
         let mut effects = Vec::new();
         let machine = machine.handle(fact, &mut effects);
-        self.job.set_phase(machine.phase());
+        self.job.set_phase(self.shown_phase(machine.phase()));
         self.machine = Some(machine);
         self.effects.extend(effects);
         self.note_decision();
@@ -371,6 +385,7 @@ impl Drive {
             bulk.begin_round();
         }
         self.pace().await;
+        self.look_at_epoch();
         let progress = self.gauge.progress(&self.job, self.phase(), self.bulk.as_ref());
         self.job.set_progress(progress);
     }

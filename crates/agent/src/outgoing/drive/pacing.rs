@@ -22,6 +22,8 @@ const FIRST_PACE_BYTES_PER_SECOND: u64 = 128 << 10;
 const MAX_PACE_BYTES_PER_SECOND: u64 = 16 << 30;
 /// Dirty syncs in a tick that are enough.
 const LOOKS_PER_TICK: u64 = 2;
+/// While a guest is followed, its QEMU is looked at so often only: nothing is urgent, and hours add up.
+const FOLLOWED_LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A guest that dirties less is calm.
 const CALM_BYTES_PER_SECOND: u64 = 2 << 20;
 /// Ticks that tell whether a guest is calm: a paced QEMU tells in bursts.
@@ -100,8 +102,11 @@ impl Drive {
         if !over || self.phase() != "copying" {
             return;
         }
-        let pages = self.counters.pages.load(Ordering::Relaxed);
         let elapsed = self.pace.seen_at.elapsed();
+        if self.is_following() && elapsed < FOLLOWED_LOOK_EVERY {
+            return;
+        }
+        let pages = self.counters.pages.load(Ordering::Relaxed);
         let dirty = ByteCount((pages - self.pace.seen_pages) * PAGE_BYTES as u64);
         let first = self.pace.seen_pages == 0;
         (self.pace.seen_pages, self.pace.seen_at) = (pages, Instant::now());
@@ -177,9 +182,8 @@ impl Drive {
     /// beside a guest that dirties 20 MB/s, in 0 of 6 runs of less than ten looks). So a busy guest under TCG is stopped
     /// with QEMU still paced, and stands up to 100 ms longer.
     fn may_unleash(&self, untold: ByteCount) -> bool {
-        let tcg =
-            self.subject.as_ref().is_some_and(|subject| subject.accelerator == Accelerator::Tcg);
-        !tcg || self.pace.is_calm(self.counters.pages.load(Ordering::Relaxed), untold)
+        !self.looks_may_miss()
+            || self.pace.is_calm(self.counters.pages.load(Ordering::Relaxed), untold)
     }
 
     /// Lets QEMU go as fast as it can from here on. It notices at the end of its window; until then the guest runs.
@@ -191,6 +195,22 @@ impl Drive {
         }
         self.pace.bytes_per_second = None;
         self.pace.unleashed = true;
+    }
+
+    /// The hand-over of a followed guest is asked for: QEMU tells all that it knows to be dirty, at once where that is not
+    /// dangerous.
+    pub(super) async fn hurry(&mut self) {
+        let untold = self.untold().await;
+        if self.may_unleash(untold) {
+            return self.unleash().await;
+        }
+        let pace = untold.0.saturating_mul(10).max(FIRST_PACE_BYTES_PER_SECOND);
+        self.set_pace(pace.min(MAX_PACE_BYTES_PER_SECOND)).await;
+    }
+
+    /// Whether QEMU's looks may miss a write that is under way (see [`Drive::may_unleash`]).
+    pub(super) fn looks_may_miss(&self) -> bool {
+        self.subject.as_ref().is_some_and(|subject| subject.accelerator == Accelerator::Tcg)
     }
 
     /// Just before the stop: nothing is under way that the last pages would have to wait for, and QEMU is let go where

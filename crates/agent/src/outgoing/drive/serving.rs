@@ -50,7 +50,9 @@ impl Drive {
 
     /// The guest runs at the destination: sends what it lacks there.
     pub(super) fn serve(&mut self) {
-        self.strategy = choice::name(self.wanted.options.strategy, Finish::PostCopy);
+        if self.strategy != choice::FOLLOW {
+            self.strategy = choice::name(self.wanted.options.strategy, Finish::PostCopy);
+        }
         let (rate, round_trip) = (self.gauge.link_rate(), self.gauge.round_trip);
         self.gauge.post_copy_began(self.bulk.as_ref());
         let Some(bulk) = &mut self.bulk else {
