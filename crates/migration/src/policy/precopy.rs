@@ -16,6 +16,8 @@ use super::{Decision, NEGLIGIBLE, Policy, RoundFacts, downtime, out_of_time};
 const SHRINKS_PERCENT: u64 = 80;
 /// Rounds in a row that may fail to shrink the rest, while it does not fit the limit.
 const PATIENCE_ROUNDS: u32 = 12;
+/// The same where post-copy is possible: more rounds would only send the same pages again.
+const PATIENCE_WITH_POST_COPY_ROUNDS: u32 = 4;
 /// Bytes on the wire, at most, in multiples of the guest's memory.
 const MEMORY_MULTIPLES: u64 = 16;
 /// Rounds, at most.
@@ -80,7 +82,9 @@ impl Policy for Precopy {
         }
         let bytes_limit = facts.memory.0.saturating_mul(MEMORY_MULTIPLES);
         let exhausted = facts.number >= MAX_ROUNDS || facts.total_wire_bytes.0 >= bytes_limit;
-        let hopeless = exhausted || self.fruitless_rounds >= PATIENCE_ROUNDS;
+        let patience =
+            if self.post_copy_possible { PATIENCE_WITH_POST_COPY_ROUNDS } else { PATIENCE_ROUNDS };
+        let hopeless = exhausted || self.fruitless_rounds >= patience;
         // A completion of QEMU's own may bring rounds back whose time is over.
         if !hopeless && !self.timed_out {
             return Decision::NextRound;
@@ -178,8 +182,9 @@ mod tests {
     #[test]
     fn what_does_not_converge_ends_in_post_copy_where_that_is_possible() {
         let mut policy = Precopy::with_post_copy(Duration::from_millis(300), true);
-        let decisions: alloc::vec::Vec<Decision> =
-            (1..=PATIENCE_ROUNDS + 1).map(|n| policy.round_ended(&facts(n, 100_000))).collect();
+        let decisions: alloc::vec::Vec<Decision> = (1..=PATIENCE_WITH_POST_COPY_ROUNDS + 1)
+            .map(|n| policy.round_ended(&facts(n, 100_000)))
+            .collect();
         let (last, before) = decisions.split_last().unwrap();
         assert!(before.iter().all(|decision| *decision == Decision::NextRound));
         assert_eq!(*last, Decision::StopForPostCopy);
