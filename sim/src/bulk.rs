@@ -12,7 +12,7 @@ use sterna_migration::tracker::{Claim, Cursor, Round, Tracker};
 use sterna_model::{Instant, PageHash, PageId, Root};
 
 use crate::faults::Side;
-use crate::guest::hash_of;
+use crate::guest::{hash_of, hash_of_absent};
 use crate::message::{Message, Sent};
 use crate::network::{Closing, ConnectionId};
 use crate::plant::Plant;
@@ -36,6 +36,8 @@ pub(crate) enum Order {
     Round(Round),
     /// Send all that is left, and compute the root of what was sent.
     Last,
+    /// The same, but of what has changed and is not zero only that it is absent.
+    Marks,
 }
 
 /// A round that all workers are through with.
@@ -53,6 +55,8 @@ pub(crate) struct RoundSum {
     pub root: Root,
     /// Frames of each connection so far.
     pub frames: Vec<u64>,
+    /// It sent all that was left.
+    pub is_last: bool,
 }
 
 /// What the destination has of a page, as far as the source knows.
@@ -60,6 +64,7 @@ pub(crate) struct RoundSum {
 struct Known {
     version: u32,
     content: Option<u64>,
+    absent: bool,
 }
 
 #[derive(Debug)]
@@ -83,6 +88,10 @@ pub(crate) struct Bulk {
     requested: BTreeSet<PageId>,
     /// Bytes for the link so far.
     pub wire_bytes: u64,
+    /// No round sends a page that was sent before: what has changed since stays for the end.
+    once: bool,
+    /// The round under way is to end.
+    is_cut: bool,
     round: RoundSum,
     round_begun: Instant,
     waiting_for: usize,
@@ -96,11 +105,12 @@ enum Next {
 }
 
 impl Bulk {
-    /// A worker for each connection; `number` tells this bulk's events from those of one before.
+    /// A worker for each connection; `number` tells this bulk's events from those of one before. With `once`, rounds send
+    /// no page twice.
     pub(crate) fn new(
         number: u32,
         tracker: Rc<Tracker>,
-        pages: u32,
+        (pages, once): (u32, bool),
         connections: &[ConnectionId],
     ) -> Self {
         let worker = |(at, connection): (usize, &ConnectionId)| Worker {
@@ -119,6 +129,8 @@ impl Bulk {
             workers,
             requested: BTreeSet::new(),
             wire_bytes: 0,
+            once,
+            is_cut: false,
             round_begun: Instant::default(),
             waiting_for: 0,
             tracker,
@@ -140,6 +152,22 @@ impl Bulk {
         u64::from(self.tracker.waiting())
     }
 
+    /// Lets the round under way end, with what its workers have in their hands.
+    pub(crate) const fn cut_short(&mut self) {
+        self.is_cut = true;
+    }
+
+    /// The pages that were marked absent.
+    pub(crate) fn absent_pages(&self) -> BTreeSet<PageId> {
+        let numbered = (0..).map(PageId).zip(&self.known);
+        numbered.filter_map(|(page, known)| known.absent.then_some(page)).collect()
+    }
+
+    /// The workers' connections.
+    pub(crate) fn connections(&self) -> Vec<ConnectionId> {
+        self.workers.iter().map(|worker| worker.connection).collect()
+    }
+
     /// The destination asks for pages again.
     pub(crate) fn request(&mut self, pages: &[(PageId, u32)]) {
         for (page, version) in pages {
@@ -155,6 +183,8 @@ impl Bulk {
 
     fn order(&mut self, order: Order, now: Instant) {
         self.round = empty_round(self.round.number + 1, self.workers.len());
+        self.round.is_last = matches!(order, Order::Last | Order::Marks);
+        self.is_cut = false;
         self.round_begun = now;
         self.waiting_for = self.workers.len();
         for (number, worker) in self.workers.iter_mut().enumerate() {
@@ -168,6 +198,11 @@ impl Bulk {
         let Some(order) = worker.order else { return Next::Done };
         if !worker.claims.is_empty() {
             return self.send(at, world);
+        }
+        if self.is_cut {
+            worker.order = None;
+            self.end_part(at);
+            return Next::Done;
         }
         if world.errs(Plant::ReadBeforeClaim) && worker.read_early.is_none() {
             worker.read_early = world.source_memory();
@@ -191,7 +226,7 @@ impl Bulk {
             (true, true) => worker.cursor.rewind(),
             (false, true) => {
                 worker.order = None;
-                self.end_part(at, order);
+                self.end_part(at);
                 return Next::Done;
             }
             _ => {}
@@ -203,6 +238,8 @@ impl Bulk {
         let worker = &mut self.workers[at];
         let claims = std::mem::take(&mut worker.claims);
         let early = worker.read_early.take();
+        let marks = worker.order == Some(Order::Marks);
+        let in_round = matches!(worker.order, Some(Order::Round(_)));
         self.round.pages += claims.len() as u64;
         let mut batch = Vec::new();
         for claim in claims {
@@ -217,12 +254,21 @@ impl Bulk {
             if known.content == Some(content) && !whole {
                 continue;
             }
+            if self.once && in_round && known.version > 0 && !whole {
+                self.tracker.give_back(page);
+                continue;
+            }
             known.version += 1;
-            known.content = Some(content);
+            known.absent = marks && content != 0;
+            known.content = Some(content).filter(|_| !known.absent);
+            let (content, absent) = (known.content.unwrap_or(0), known.absent);
             let bytes = if content == 0 { MARK_WIRE_BYTES } else { PAGE_WIRE_BYTES };
             self.wire_bytes += bytes;
             self.round.wire_bytes += bytes;
-            batch.push(Sent { page, version: known.version, content, whole });
+            if !absent {
+                world.page_is_sent(page);
+            }
+            batch.push(Sent { page, version: known.version, content, absent, whole });
         }
         if batch.is_empty() {
             return Next::At(world.now().after(Duration::from_micros(5)));
@@ -239,11 +285,12 @@ impl Bulk {
         }
     }
 
-    fn end_part(&mut self, at: usize, order: Order) {
-        if order == Order::Last {
+    fn end_part(&mut self, at: usize) {
+        if self.round.is_last {
             for page in self.tracker.pages_of(at) {
-                let content = self.known.get(page.index()).and_then(|known| known.content);
-                let hash = content.map_or(PageHash::ZERO, hash_of);
+                let known = self.known.get(page.index()).copied().unwrap_or_default();
+                let present = known.content.map_or(PageHash::ZERO, hash_of);
+                let hash = if known.absent { hash_of_absent() } else { present };
                 self.round.root.replace(page, PageHash::ZERO, hash);
             }
         }
@@ -330,5 +377,6 @@ fn empty_round(number: u32, workers: usize) -> RoundSum {
         wire_bytes: 0,
         root: Root::ZERO_MEMORY,
         frames: vec![0; workers],
+        is_last: false,
     }
 }

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::faults::Scenario;
 use crate::oracle::Violation;
-use crate::run::{Options, run};
+use crate::run::{Options, ThirdStage, run};
 use crate::shrink::{Shrunk, shrink};
 use crate::trace::Recording;
 
@@ -35,6 +35,12 @@ pub struct Tally {
     pub events: u64,
     /// The longest that a guest stood and was rolled back with nothing offered, and the seed.
     pub longest_stood: (std::time::Duration, u64),
+    /// How often a guest ran at the destination lacking pages, and became whole.
+    pub whole: u64,
+    /// How often the source had to rejoin for that.
+    pub rejoined: u64,
+    /// How often a guest that lacked pages did not become whole.
+    pub lacking: u64,
     /// How often a job ended how (as in the report; none when the source knew of no job any more).
     pub outcomes: std::collections::BTreeMap<String, u64>,
 }
@@ -52,6 +58,12 @@ pub fn first_failure(
         tally.runs += 1;
         tally.events += run.events;
         tally.longest_stood = tally.longest_stood.max((run.stood, seed));
+        match run.third_stage {
+            Some(ThirdStage::Whole) => tally.whole += 1,
+            Some(ThirdStage::Rejoined) => tally.rejoined += 1,
+            Some(ThirdStage::Lacking) => tally.lacking += 1,
+            None => {}
+        }
         let outcome = run.outcome.map_or_else(|| "none".into(), |name| format!("{name:?}"));
         *tally.outcomes.entry(outcome.to_lowercase()).or_default() += 1;
         let violation = run.violation?;

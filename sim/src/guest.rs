@@ -2,7 +2,11 @@
 //!
 //! Its writes are made up for when somebody looks, not one event each: a guest that writes for a minute beside a link that
 //! is silent costs nothing. A content of 0 is the zero page. The devices' state is a counter that every write moves on.
+//!
+//! Pages may be absent (post-copy): the guest's write to one of them stops it, until the page is placed. It has one
+//! processor, so one page at a time is waited for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_model::{Instant, PageHash, PageId};
@@ -11,6 +15,11 @@ use crate::random::Random;
 
 /// Writes that are made up at most between two looks: more would only write over each other.
 const MAX_WRITES: u64 = 1024;
+
+/// What is read where a page is absent: nothing that was ever anywhere.
+const NOWHERE: u64 = u64::MAX;
+/// The contents that a guest makes after a hand-over begin so far above those from before.
+const FRESH_GAP: u64 = 1 << 32;
 
 /// A guest's memory and devices, and its dirty pages as the hypervisor's log has them.
 #[derive(Clone, Debug)]
@@ -25,6 +34,14 @@ pub(crate) struct Guest {
     write_every: Duration,
     working_set: u32,
     random: Random,
+    /// Pages that are not here; empty when none ever was absent.
+    absent: Vec<bool>,
+    /// How many these are.
+    lacking: usize,
+    /// The absent page that it waits for.
+    waits_for: Option<PageId>,
+    /// What it has written itself since pages were absent.
+    own: BTreeMap<PageId, u64>,
 }
 
 impl Guest {
@@ -49,6 +66,10 @@ impl Guest {
             write_every,
             working_set: working_set.clamp(1, pages),
             random,
+            absent: Vec::new(),
+            lacking: 0,
+            waits_for: None,
+            own: BTreeMap::new(),
         }
     }
 
@@ -69,8 +90,68 @@ impl Guest {
         }
         self.written_until = now;
         for _ in 0..writes.min(MAX_WRITES) {
+            if self.waits_for.is_some() {
+                return;
+            }
             self.write();
         }
+    }
+
+    /// Goes on with another guest's program, with these pages absent.
+    pub(crate) fn take_over(&mut self, from: &Self, absent: impl IntoIterator<Item = PageId>) {
+        self.write_every = from.write_every;
+        self.working_set = from.working_set;
+        self.random = from.random.clone();
+        self.fresh = from.fresh + FRESH_GAP;
+        self.absent = vec![false; self.memory.len()];
+        for page in absent {
+            self.memory[page.index()] = NOWHERE;
+            self.lacking += usize::from(!std::mem::replace(&mut self.absent[page.index()], true));
+        }
+    }
+
+    /// A page arrives. `false` when it was not absent: it is overwritten all the same.
+    pub(crate) fn place(&mut self, page: PageId, content: u64) -> bool {
+        let Some(absent) = self.absent.get_mut(page.index()) else { return false };
+        let was_absent = std::mem::take(absent);
+        self.memory[page.index()] = content;
+        self.lacking -= usize::from(was_absent);
+        if self.waits_for == Some(page) {
+            self.waits_for = None;
+            self.write_to(page);
+        }
+        was_absent
+    }
+
+    /// Whether a page is absent.
+    pub(crate) fn is_absent(&self, page: PageId) -> bool {
+        self.absent.get(page.index()).copied().unwrap_or(false)
+    }
+
+    /// The pages that are absent.
+    pub(crate) fn absent_pages(&self) -> impl Iterator<Item = PageId> {
+        let numbered = (0..).map(PageId).zip(&self.absent);
+        numbered.filter_map(|(page, absent)| absent.then_some(page))
+    }
+
+    /// How many pages are absent.
+    pub(crate) const fn lacking(&self) -> usize {
+        self.lacking
+    }
+
+    /// The absent page that it waits for.
+    pub(crate) const fn waits_for(&self) -> Option<PageId> {
+        self.waits_for
+    }
+
+    /// What it has written itself to a page since pages were absent.
+    pub(crate) fn own(&self, page: PageId) -> Option<u64> {
+        self.own.get(&page).copied()
+    }
+
+    /// The time between two of its writes.
+    pub(crate) const fn write_every(&self) -> Duration {
+        self.write_every
     }
 
     /// Lets it have stood until now.
@@ -97,18 +178,35 @@ impl Guest {
     fn write(&mut self) {
         let anywhere = self.random.chance(20);
         let among = if anywhere { self.memory.len() as u64 } else { u64::from(self.working_set) };
-        let page = usize::try_from(self.random.below(among)).unwrap_or(0);
-        let before = self.memory[page];
+        let page = PageId(u32::try_from(self.random.below(among)).unwrap_or(0));
+        if self.is_absent(page) {
+            self.waits_for = Some(page);
+        } else {
+            self.write_to(page);
+        }
+    }
+
+    fn write_to(&mut self, page: PageId) {
+        let before = self.read(page);
         self.fresh += 1;
         // Zeroed, written anew with the same, or with something that was never anywhere.
-        self.memory[page] = match self.random.below(10) {
+        let content = match self.random.below(10) {
             0 => 0,
             1 => before,
             _ => self.fresh,
         };
-        self.dirty[page] = true;
+        self.memory[page.index()] = content;
+        self.dirty[page.index()] = true;
         self.device += 1;
+        if !self.absent.is_empty() {
+            self.own.insert(page, content);
+        }
     }
+}
+
+/// What an absent page counts as in a root: no content's hash.
+pub(crate) fn hash_of_absent() -> PageHash {
+    PageHash::from_u128(u128::MAX)
 }
 
 /// The hash of a content: no two contents share one, and zero has its own.

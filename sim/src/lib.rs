@@ -1,7 +1,7 @@
 //! Virtual time: the real source and destination machines over a simulated QEMU, link, disk and journal, from one seed.
 //!
 //! ```text
-//!  seed --> scenario: setting + list of faults                 oracles: single owner, memory, progress, bounds, truth
+//!  seed --> scenario: setting + list of faults      oracles: single owner, memory, progress, bounds, truth, twice, placement
 //!                |                                                 ^ look at every step
 //!  source's agent (real machine, policy, tracker)  --.         .---|--- destination's agent (real machine)
 //!    futures, polled by the run; a crash drops them   --> world <--      journals and QEMUs outlive them
@@ -14,9 +14,13 @@
 //! which the agent's hands have to perform their effects; that the agent's hands keep to these rules is for the tests on real
 //! QEMU (`e2e`). Mistakes that were found in the agent this way are [planted](plant::Plant) here for good.
 //!
-//! Not simulated, because there is nothing of it yet: data connections that are made anew, post-copy, disks, `follow`, a
-//! second job of the same VM, peers that break the protocol. Left out: the page codec and frames (contents are numbers), blocks
-//! that QEMU has to be fed, QEMU's pace by measured rates, `--verify full`. A standstill, a silence, a full disk always end.
+//! The agent does not serve absent pages yet: what the hands here do in the third stage (`serving`, `postcopy`, both drive
+//! loops) is what its hands have to do.
+//!
+//! Not simulated, because there is nothing of it yet: data connections that are made anew while the guest runs at the source,
+//! disks, `follow`, a second job of the same VM, peers that break the protocol. Left out: the page codec and frames (contents
+//! are numbers), blocks that QEMU has to be fed, QEMU's pace by measured rates, `--verify full`, a guest with more than one
+//! processor. A standstill, a silence, a full disk always end.
 //!
 //! One thread, one source of randomness, no clock, no I/O: a seed replays to the same trace, and a failing one shrinks.
 
@@ -32,10 +36,12 @@ mod message;
 mod network;
 pub mod oracle;
 pub mod plant;
+mod postcopy;
 mod qemu;
 pub mod random;
 mod receiver;
 pub mod run;
+mod serving;
 pub mod shrink;
 mod source;
 mod stream;

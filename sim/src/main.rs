@@ -94,6 +94,10 @@ fn many(arguments: &Arguments) -> bool {
     let took = begun.elapsed().as_secs_f64();
     println!("{} seeds, {} events, {took:.1} s, {failures} failures", tally.runs, tally.events);
     println!("{:?}", tally.outcomes);
+    let Tally { whole, rejoined, lacking, .. } = tally;
+    println!(
+        "lacking pages at the destination: {whole} became whole, {rejoined} by rejoining, {lacking} did not"
+    );
     let (stood, seed) = tally.longest_stood;
     println!("the longest stop that was rolled back with nothing offered: {stood:?} (seed {seed})");
     failures > 0

@@ -28,7 +28,20 @@ pub(crate) enum Message {
     /// It failed here.
     Failed(String),
     /// The guest runs here.
-    Running,
+    Running {
+        /// Pages that it lacks are still there.
+        lacks_pages: bool,
+    },
+    /// It lacks nothing any more.
+    Complete,
+    /// It died here while it lacked pages.
+    Vanished(String),
+    /// The guest waits for these.
+    Wanted(Vec<PageId>),
+    /// Connections are made anew: what is lacking?
+    Rejoin,
+    /// These are lacking.
+    Rejoined(Vec<PageId>),
     /// Our QEMU is dead.
     Discarded,
     /// Who owns the guest?
@@ -50,8 +63,10 @@ pub(crate) struct Sent {
     pub page: PageId,
     /// How often it was sent, with this time.
     pub version: u32,
-    /// Its content.
+    /// Its content; of an absent page none.
     pub content: u64,
+    /// Only that it is absent is told.
+    pub absent: bool,
     /// It was asked for: it travels whole, and nothing can be missing for it.
     pub whole: bool,
 }
@@ -74,12 +89,21 @@ pub(crate) enum State {
     Prepared,
     /// It is ours.
     Entitled,
+    /// It runs here and lacks pages.
+    Faulting,
     /// It runs here.
     Running,
     /// It is gone.
     Discarded,
+    /// It ran here, lacked pages, and is dead.
+    Vanished,
     /// Nobody knows.
     Unknown,
+}
+
+/// How many of these travel with a content.
+pub(crate) fn contents(pages: &[Sent]) -> usize {
+    pages.iter().filter(|sent| !sent.absent).count()
 }
 
 impl Message {
@@ -97,7 +121,12 @@ impl Message {
             Self::Commit => "commit",
             Self::Abort(_) => "abort",
             Self::Failed(_) => "failed",
-            Self::Running => "running",
+            Self::Running { .. } => "running",
+            Self::Complete => "complete",
+            Self::Vanished(_) => "vanished",
+            Self::Wanted(_) => "wanted",
+            Self::Rejoin => "rejoin",
+            Self::Rejoined(_) => "rejoined",
             Self::Discarded => "discarded",
             Self::Inquire => "inquire",
             Self::Answer(_) => "answer",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sterna_model::Instant;
 
 use crate::faults::{Cut, Side};
-use crate::message::Message;
+use crate::message::{Message, contents};
 use crate::oracle::Gauge;
 use crate::world::{Event, Inbound, World};
 
@@ -107,7 +107,7 @@ impl World {
         let (now, one_way) = (self.now(), self.setting.one_way);
         // Nor does a receiver that stands still take more than what is under way.
         let silent = self.data_held_until(id, from.other()).max(self.silent_until()).unwrap_or(now);
-        let pages = if let Message::Pages(pages) = &message { pages.len() } else { 0 };
+        let pages = if let Message::Pages(pages) = &message { contents(pages) } else { 0 };
         let takes = self.setting.page_time.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX));
         let connection = self.network.connections.get_mut(id)?;
         if !connection.open[from.index()] {
@@ -135,7 +135,7 @@ impl World {
         }
         let Some(connection) = self.network.connections.get_mut(id) else { return };
         if let Message::Pages(pages) = &message {
-            connection.pages_in_flight = connection.pages_in_flight.saturating_sub(pages.len());
+            connection.pages_in_flight = connection.pages_in_flight.saturating_sub(contents(pages));
             self.network.delivered_pages += pages.len() as u64;
         }
         if !connection.open[to.index()] {
@@ -165,6 +165,15 @@ impl World {
         *arrival = now.max(silent).after(one_way).max(arrival.after(Duration::from_nanos(1)));
         let at = *arrival;
         self.clock.at(at, Event::Closed(id, side.other(), how));
+    }
+
+    /// An end closes all its connections for pages.
+    pub(crate) fn close_data(&mut self, side: Side) {
+        for id in 0..self.network.connections.len() {
+            if matches!(self.kind_of(id), Some(Kind::Data(_))) {
+                self.close(id, side, Closing::Broken);
+            }
+        }
     }
 
     /// An end learns that the connection is closed.

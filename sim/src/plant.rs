@@ -42,6 +42,24 @@ pub enum Plant {
     NoBackPressure,
     /// A failed job reports *done*.
     ReportsDone,
+    /// The source ends its QEMU when the guest runs at the destination, whether or not that lacks pages.
+    GoneAtRunning,
+    /// A page that is asked for is sent at once, and by push as well.
+    ServesTwice,
+    /// A page that was fed to QEMU is fed to it again now and then.
+    PlacesTwice,
+    /// When QEMU's stream broke, what was fed is taken for placed.
+    FedIsPlaced,
+    /// A destination that was restarted when *faulting* discards.
+    FaultingDiscards,
+    /// The source tries once to rejoin, and no more.
+    RejoinsOnce,
+    /// The destination does not hear that the source's QEMU died while it served.
+    DeathIsNotTold,
+    /// A data connection that breaks while pages are lacking is nobody's matter.
+    BrokenPushIsIgnored,
+    /// Rounds of a three-stage copy send what has changed again.
+    RoundsSendAgain,
     /// Found: a destination that restarts *entitled*, with its VM missing in the registry, takes that for *prepared*.
     FoundEntitledWithoutVm,
     /// Found: a destination that restarts *entitled*, with its QEMU gone, does not journal that it came to an end.

@@ -3,7 +3,8 @@
 //! Going out it passes over all memory once, then looks for dirty pages again and again: a *look* takes the log of dirty
 //! pages, and what is in it is reported to the reader in pieces. Told to let go, it reports what it has found already and
 //! ends without one more look; released by its downtime limit, it looks once more. It may also complete by itself: it
-//! then stops the guest, looks, reports and ends. Coming in it loads the devices when it has its stream.
+//! then stops the guest, looks, reports and ends. Coming in it loads the devices when it has its stream; with pages absent
+//! it goes on to take these from that stream (`postcopy`).
 
 use sterna_model::{Instant, PageId};
 
@@ -77,6 +78,19 @@ pub(crate) enum Command {
     Cont,
     /// migrate-incoming.
     Incoming,
+    /// migrate-recover: take absent pages by a new stream.
+    Recover,
+}
+
+/// Where a load with pages absent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PostCopy {
+    /// The number of the stream that pages are taken from.
+    pub stream: u32,
+    /// That stream is gone.
+    pub broken: bool,
+    /// Every page is placed and the stream came to its end.
+    pub complete: bool,
 }
 
 /// What it says.
@@ -129,6 +143,8 @@ pub(crate) struct Qemu {
     pub stream: u32,
     /// It is held to few looks.
     pub slow: bool,
+    /// The load with pages absent, if it was one.
+    pub postcopy: Option<PostCopy>,
     ending: Ending,
     looks: u64,
     first_pass: bool,
@@ -145,6 +161,7 @@ impl Qemu {
             status: Status::None,
             stream: 0,
             slow: false,
+            postcopy: None,
             ending: Ending::Held,
             looks: 0,
             first_pass: false,
@@ -174,6 +191,7 @@ impl Qemu {
         match command {
             Command::Query | Command::Incoming => {}
             Command::Migrate => self.migrate()?,
+            Command::Recover => self.recover()?,
             Command::Cancel if self.status == Status::Active => self.status = Status::Ended,
             Command::Stop if self.run == RunState::Running => self.run = RunState::Paused,
             Command::LetGo if self.status == Status::Active => self.ending = Ending::LetGo,
@@ -189,6 +207,47 @@ impl Qemu {
             looks: self.looks,
             remaining: (self.found.len() + self.guest.dirty_pages()) as u64,
         })
+    }
+
+    /// Begins to load with pages absent; the devices are loaded already.
+    pub(crate) fn begin_postcopy(
+        &mut self,
+        program: &Guest,
+        absent: impl IntoIterator<Item = PageId>,
+    ) {
+        self.guest.take_over(program, absent);
+        self.postcopy = Some(PostCopy { stream: 1, broken: false, complete: false });
+    }
+
+    /// Whether the guest here lacks pages, or the end of its stream.
+    pub(crate) fn is_lacking(&self) -> bool {
+        self.postcopy.is_some_and(|postcopy| !postcopy.complete)
+    }
+
+    /// It has every page.
+    pub(crate) fn end_postcopy(&mut self) {
+        if let Some(postcopy) = self.postcopy.as_mut() {
+            postcopy.complete = true;
+        }
+    }
+
+    /// The stream that absent pages come by is gone.
+    pub(crate) fn break_feed(&mut self) {
+        if let Some(postcopy) = self.postcopy.as_mut().filter(|postcopy| !postcopy.complete) {
+            postcopy.broken = true;
+        }
+    }
+
+    /// A new stream for absent pages. What was on its way in the old one is lost.
+    fn recover(&mut self) -> Result<(), CommandError> {
+        match self.postcopy.as_mut() {
+            Some(postcopy) if !postcopy.complete => {
+                postcopy.stream += 1;
+                postcopy.broken = false;
+                Ok(())
+            }
+            _ => Err(CommandError::Refused),
+        }
     }
 
     fn migrate(&mut self) -> Result<(), CommandError> {

@@ -1,15 +1,18 @@
 //! The destination's bulk side: receivers that write pages into the memory that QEMU shares, with a table of what is there.
+//!
+//! Once the guest runs and lacks pages, they give them to QEMU's stream instead, each once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use sterna_model::{PageHash, PageId, Root};
 
 use crate::faults::Side;
-use crate::guest::hash_of;
+use crate::guest::{hash_of, hash_of_absent};
 use crate::message::{Final, Sent};
 use crate::network::Closing;
 use crate::oracle::Gauge;
 use crate::plant::Plant;
+use crate::postcopy::Fed;
 use crate::qemu::RunState;
 use crate::world::{Inbound, World};
 
@@ -33,6 +36,13 @@ pub(crate) struct Receiver {
     /// QEMU reads a stream, whose end is still to come.
     pub loading: bool,
     progress_told: bool,
+    /// Pages that are told to be absent.
+    absent: BTreeSet<PageId>,
+    /// What QEMU has not been fed of these, since its stream began.
+    lacking: BTreeSet<PageId>,
+    feeding: bool,
+    /// How often connections were made anew.
+    pub joins: u32,
 }
 
 impl Receiver {
@@ -51,7 +61,38 @@ impl Receiver {
             tail: None,
             loading: false,
             progress_told: false,
+            absent: BTreeSet::new(),
+            lacking: BTreeSet::new(),
+            feeding: false,
+            joins: 0,
         }
+    }
+
+    /// Of a guest that runs and lacks pages: nobody is connected.
+    pub(crate) fn feeding(connections: usize, lacking: BTreeSet<PageId>) -> Self {
+        Self { open: true, feeding: true, lacking, ..Self::new(0, connections) }
+    }
+
+    /// What arrives from now on is for QEMU's stream.
+    pub(crate) fn begin_feeding(&mut self) {
+        self.feeding = true;
+        self.lacking.clone_from(&self.absent);
+    }
+
+    /// Pages that are told to be absent.
+    pub(crate) const fn absent(&self) -> &BTreeSet<PageId> {
+        &self.absent
+    }
+
+    /// What QEMU was not fed yet.
+    pub(crate) const fn lacking(&self) -> &BTreeSet<PageId> {
+        &self.lacking
+    }
+
+    /// Connections are made anew: all of them may come once more.
+    pub(crate) fn join_again(&mut self) {
+        self.joins += 1;
+        self.attached.iter_mut().for_each(|attached| *attached = false);
     }
 
     /// Takes a data connection, each once.
@@ -94,10 +135,15 @@ impl World {
         }
         for sent in pages {
             if std::mem::take(&mut self.decode_fails) {
+                let joins = self.receiver.as_ref().map_or(0, |receiver| receiver.joins);
                 let why = "a page's hash is not what was announced".into();
-                return self.tell(Side::Destination, Inbound::StreamFailed(why));
+                return self.tell(Side::Destination, Inbound::StreamFailed(joins, why));
             }
-            self.receive_page(*sent);
+            if self.receiver.as_ref().is_some_and(|receiver| receiver.feeding) {
+                self.receive_absent(*sent);
+            } else {
+                self.receive_page(*sent);
+            }
         }
         let Some(receiver) = self.receiver.as_mut() else { return };
         receiver.frames[number] += 1;
@@ -108,7 +154,7 @@ impl World {
 
     fn receive_page(&mut self, sent: Sent) {
         let drops = self.errs(Plant::ReceiverDropsVersion) && self.random.chance(5);
-        let base_missing = self.base_missing && !sent.whole && sent.content != 0;
+        let base_missing = self.base_missing && !sent.whole && !sent.absent && sent.content != 0;
         let Some(receiver) = self.receiver.as_mut() else { return };
         let Some(entry) = receiver.table.get_mut(sent.page.index()) else { return };
         if base_missing {
@@ -116,13 +162,19 @@ impl World {
             receiver.missing.insert(sent.page, sent.version);
             receiver.asked.push((sent.page, sent.version));
             let missing = receiver.missing.len();
+            self.page_is_undecodable(sent.page);
             self.note(|| format!("page {} lacks its base", sent.page.0));
             return self.gauge(Gauge::Missing, missing);
         }
         if entry.0 >= sent.version {
             return;
         }
-        let hash = hash_of(sent.content);
+        let hash = if sent.absent { hash_of_absent() } else { hash_of(sent.content) };
+        if sent.absent {
+            receiver.absent.insert(sent.page);
+        } else {
+            receiver.absent.remove(&sent.page);
+        }
         receiver.root.replace(sent.page, entry.1, hash);
         *entry = (sent.version, hash);
         if receiver.missing.get(&sent.page).is_some_and(|version| *version < sent.version) {
@@ -131,8 +183,29 @@ impl World {
         if drops {
             return self.note(|| format!("PLANT page {} is not written", sent.page.0));
         }
+        if sent.absent {
+            return;
+        }
         if let Some(qemu) = self.host(Side::Destination).qemu.as_mut() {
             qemu.guest.memory[sent.page.index()] = sent.content;
+        }
+    }
+
+    /// A page that was absent is there: QEMU is fed it, once, and after the last one that there are no more.
+    fn receive_absent(&mut self, sent: Sent) {
+        let again = self.errs(Plant::PlacesTwice) && self.random.chance(20);
+        let Some(receiver) = self.receiver.as_mut() else { return };
+        if !receiver.lacking.remove(&sent.page) {
+            return self.note(|| format!("page {} came twice", sent.page.0));
+        }
+        let is_last = receiver.lacking.is_empty();
+        self.feed(Fed::Page(sent.page, sent.content));
+        if again {
+            self.note(|| format!("PLANT page {} is fed twice", sent.page.0));
+            self.feed(Fed::Page(sent.page, sent.content));
+        }
+        if is_last {
+            self.feed(Fed::End);
         }
     }
 
@@ -157,8 +230,9 @@ impl World {
     /// A data connection has come to its end.
     pub(crate) fn receiver_closed(&mut self, number: usize, how: Closing) {
         if how == Closing::Broken && self.receiver.is_some() {
+            let joins = self.receiver.as_ref().map_or(0, |receiver| receiver.joins);
             let why = format!("data connection {number} is broken");
-            self.tell(Side::Destination, Inbound::StreamFailed(why));
+            self.tell(Side::Destination, Inbound::StreamFailed(joins, why));
         }
     }
 
@@ -169,9 +243,15 @@ impl World {
         if std::mem::take(&mut self.load_fails) {
             return self.qemu_dies(Side::Destination, "load of migration failed");
         }
-        if let Some(qemu) = self.host(Side::Destination).qemu.as_mut() {
+        let absent = self.receiver.as_ref().map(|receiver| receiver.absent().clone());
+        let absent = absent.unwrap_or_default();
+        let [source, destination] = &mut self.hosts;
+        if let (Some(theirs), Some(qemu)) = (&source.qemu, destination.qemu.as_mut()) {
             qemu.guest.device = tail;
             qemu.run = RunState::Paused;
+            if !absent.is_empty() {
+                qemu.begin_postcopy(&theirs.guest, absent);
+            }
         }
         self.tell(Side::Destination, Inbound::QemuLoaded);
     }

@@ -43,12 +43,25 @@ pub struct Run {
     pub outcome: Option<OutcomeName>,
     /// How long the guest stood, at most, before it ran on at the source with nothing offered.
     pub stood: Duration,
+    /// What became of a guest that lacked pages at the destination, if one did.
+    pub third_stage: Option<ThirdStage>,
     /// Events.
     pub events: u64,
     /// Virtual time.
     pub took: Duration,
     /// What happened.
     pub trace: Trace,
+}
+
+/// What became of a guest that lacked pages at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThirdStage {
+    /// It became whole.
+    Whole,
+    /// It became whole, and the source had to rejoin for that.
+    Rejoined,
+    /// It did not.
+    Lacking,
 }
 
 /// How a run is made.
@@ -101,6 +114,7 @@ pub fn run(scenario: &Scenario, options: Options) -> Run {
         violation: world.oracles.violation().cloned(),
         outcome: running.outcome,
         stood: world.oracles.progress.stood,
+        third_stage: world.third_stage(),
         events: running.events,
         took: world.now().since(Instant::default()),
         trace: std::mem::take(&mut world.trace),
@@ -175,15 +189,18 @@ impl Running {
     fn is_over(&self) -> bool {
         let mut world = self.world.borrow_mut();
         let late = world.now() > Instant::default().after(TIME_LIMIT);
-        if late || self.events > EVENT_LIMIT {
+        let is_endless = late || self.events > EVENT_LIMIT;
+        if is_endless {
             world.blame_endless();
         }
-        world.oracles.violation().is_some()
+        // Also when that oracle is silenced.
+        is_endless || world.oracles.violation().is_some()
     }
 
     fn is_settled(&self) -> bool {
         let world = self.world.borrow();
-        world.oracles.progress.is_settled() && world.hosts.iter().all(|host| host.up)
+        let is_settled = world.oracles.progress.is_settled() || world.waits_for_a_person();
+        is_settled && world.hosts.iter().all(|host| host.up)
     }
 
     fn first_end(&mut self) {
@@ -268,6 +285,9 @@ fn happen_in(world: &mut World, event: Event) {
         Event::Work(number, worker) => world.work(number, worker),
         Event::Stream(turn) => world.stream(turn),
         Event::Loaded => world.loaded(),
+        Event::Serve(number, worker) => world.serve_next(number, worker),
+        Event::Fed(stream, fed) => world.fed(stream, fed),
+        Event::Look(turn, waited) => world.look(turn, waited),
         Event::Fault(number) => world.strike(number),
         Event::Poll(_) | Event::Restart(_) => {}
     }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use sterna_migration::tracker::Tracker;
-use sterna_model::Instant;
+use sterna_model::{Instant, PageId};
 
 use crate::bulk::{Bulk, RoundSum};
 use crate::clock::Clock;
@@ -20,10 +20,12 @@ use crate::message::Message;
 use crate::network::{Closing, ConnectionId, Network};
 use crate::oracle::{Gauge, Oracle, Oracles};
 use crate::plant::Plant;
+use crate::postcopy::{Fed, Pipe};
 use crate::qemu::{Qemu, RunState, Status};
 use crate::random::Random;
 use crate::receiver::Receiver;
 use crate::run::Options;
+use crate::serving::Server;
 use crate::trace::Trace;
 
 /// What happens at its time.
@@ -45,6 +47,12 @@ pub(crate) enum Event {
     Stream(u64),
     /// The destination's QEMU has loaded, or not.
     Loaded,
+    /// A worker sends absent pages; of a server of this number.
+    Serve(u32, usize),
+    /// The destination's QEMU reads this from its stream of this number.
+    Fed(u32, Fed),
+    /// The destination's guest is looked at, if its turn is this, after so long.
+    Look(u64, Duration),
     /// A fault is due.
     Fault(usize),
     /// A host or an agent is back.
@@ -68,10 +76,16 @@ pub(crate) enum Inbound {
     WorkerFailed(String),
     /// Frames were applied.
     Progress,
-    /// What came cannot be used.
-    StreamFailed(String),
+    /// What came on the connections that were made so often anew cannot be used.
+    StreamFailed(u32, String),
     /// The destination's QEMU has loaded.
     QemuLoaded,
+    /// Its guest waits for an absent page.
+    Requested(PageId),
+    /// It takes no more absent pages by this stream.
+    FeedBroken,
+    /// It has every page.
+    QemuComplete,
     /// The QEMU is gone.
     QemuDied(String),
     /// The user ends the job.
@@ -145,13 +159,21 @@ pub(crate) struct World {
     pub bulk: Option<Bulk>,
     /// The destination's memory table and receivers; part of its agent.
     pub receiver: Option<Receiver>,
+    /// The source's workers for absent pages; part of its agent.
+    pub server: Option<Server>,
+    pub servers: u32,
+    /// The destination's stream into its QEMU.
+    pub pipe: Pipe,
+    pub look_turn: u64,
+    /// The guest runs at the destination and lacks pages since then.
+    pub lacking_since: Option<Instant>,
     /// The move was asked for.
     pub job_begun: bool,
     pub load_fails: bool,
     pub refuses: bool,
     pub base_missing: bool,
     pub decode_fails: bool,
-    faults: Vec<(Fault, bool)>,
+    pub faults: Vec<(Fault, bool)>,
     pub stream_turn: u64,
     pub head_told: u32,
 }
@@ -181,6 +203,11 @@ impl World {
             tracker: None,
             bulk: None,
             receiver: None,
+            server: None,
+            servers: 0,
+            pipe: Pipe::default(),
+            look_turn: 0,
+            lacking_since: None,
             job_begun: false,
             load_fails: false,
             refuses: false,
@@ -269,7 +296,7 @@ impl World {
         self.note(|| format!("{side:?} [{step}] {what}"));
         for number in 0..self.faults.len() {
             let due = match self.faults[number].0.at {
-                Moment::Time(_) => false,
+                Moment::Time(_) | Moment::Lacking(_) => false,
                 Moment::Step(of, wanted) => of == side && wanted == step,
                 Moment::Append(of, wanted, steps) => {
                     of == side && append > 0 && append - 1 == wanted && since == steps
@@ -291,7 +318,12 @@ impl World {
 
     /// A fault strikes, once.
     pub(crate) fn strike(&mut self, number: usize) {
+        let over = !self.is_lacking();
         let Some((fault, struck)) = self.faults.get_mut(number) else { return };
+        // Its moment has passed.
+        if over && matches!(fault.at, Moment::Lacking(_)) {
+            return;
+        }
         if std::mem::replace(struck, true) {
             return;
         }
@@ -313,6 +345,7 @@ impl World {
             What::CommandRefused(side) => self.host(side).fate = Some(Fate::Refused),
             What::CommandHangs(side) => self.host(side).fate = Some(Fate::Hangs),
             What::StreamBreaks => self.stream_breaks(),
+            What::FeedBreaks => self.feed_breaks(),
             What::Completes => {
                 self.source_qemu(Qemu::complete_by_itself);
             }
@@ -387,10 +420,16 @@ impl World {
             Side::Source => {
                 self.tracker = None;
                 self.bulk = None;
+                self.server = None;
                 let keeps = self.random.chance(700);
                 self.source_qemu(|qemu| qemu.lose_reader(now, keeps));
             }
-            Side::Destination => self.receiver = None,
+            Side::Destination => {
+                self.receiver = None;
+                if let Some(qemu) = self.host(Side::Destination).qemu.as_mut() {
+                    qemu.break_feed();
+                }
+            }
         }
         if how == Crash::Power {
             self.qemu_dies(side, "power");

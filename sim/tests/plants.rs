@@ -6,7 +6,9 @@ use std::time::Duration;
 use sterna_sim::campaign::{Tally, first_failure};
 use sterna_sim::disk::{Ailment, Crash};
 use sterna_sim::faults::{Cut, Fault, Moment, Scenario, Side, What};
-use sterna_sim::oracle::Oracle::{self, Bounds, Memory, Progress, SingleOwner, Truth};
+use sterna_sim::oracle::Oracle::{
+    self, Bounds, Memory, Placement, Progress, SingleOwner, Truth, Twice,
+};
 use sterna_sim::plant::Plant;
 use sterna_sim::run::{Options, run};
 
@@ -59,6 +61,29 @@ fn what_stands_still_or_grows_is_noticed() {
     caught(Plant::GuestStaysStopped, Progress, 1_000);
     caught(Plant::NeverAsksAgain, Progress, 1_000);
     caught(Plant::NoBackPressure, Bounds, 100);
+}
+
+#[test]
+fn a_guest_that_lacks_pages_needs_both_hosts() {
+    caught(Plant::GoneAtRunning, SingleOwner, 1_000);
+    caught(Plant::GoneAtRunning, Truth, 1_000);
+    caught(Plant::FaultingDiscards, SingleOwner, 5_000);
+    caught(Plant::FaultingDiscards, Truth, 5_000);
+}
+
+#[test]
+fn what_is_absent_is_sent_once_and_placed_once() {
+    caught(Plant::ServesTwice, Twice, 1_000);
+    caught(Plant::RoundsSendAgain, Twice, 30_000);
+    caught(Plant::PlacesTwice, Placement, 1_000);
+}
+
+#[test]
+fn what_is_lost_between_two_hosts_is_noticed() {
+    caught(Plant::RejoinsOnce, Progress, 5_000);
+    caught(Plant::DeathIsNotTold, Progress, 5_000);
+    caught(Plant::BrokenPushIsIgnored, Progress, 10_000);
+    caught(Plant::FedIsPlaced, Progress, 60_000);
 }
 
 #[test]

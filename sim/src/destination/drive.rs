@@ -1,10 +1,10 @@
 //! The drive loop of a move that arrives.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use sterna_migration::destination::{Destination, Effect, End, Fact};
 use sterna_migration::journal::DestinationRecord;
-use sterna_model::Instant;
+use sterna_model::{Instant, PageId};
 
 use crate::disk::{Entry, Owner, Record};
 use crate::faults::Side;
@@ -32,6 +32,12 @@ pub(super) struct Drive {
     /// The job was taken up again after a restart.
     pub(super) recovered: bool,
     pub(super) watch_until: Option<Instant>,
+    /// When QEMU is asked again to take absent pages by a new stream.
+    pub(super) recover_at: Option<Instant>,
+    /// Its stream is there: the source may rejoin.
+    pub(super) feeds: bool,
+    /// Absent pages that the guest waits for.
+    pub(super) wanted: BTreeSet<PageId>,
     pub(super) abandoned: bool,
 }
 
@@ -48,6 +54,9 @@ impl Drive {
             guest_ran: true,
             recovered: false,
             watch_until: None,
+            recover_at: None,
+            feeds: true,
+            wanted: BTreeSet::new(),
             abandoned: false,
         }
     }
@@ -55,20 +64,32 @@ impl Drive {
     /// A job that is taken up again: nobody is connected yet.
     pub(super) fn again(hands: Hands, waiting: bool, guest_ran: bool) -> Self {
         let drive = Self::new(hands, ConnectionId::MAX);
-        let links = Vec::new();
-        Self { links, waiting, guest_ran, journal_is_open: true, recovered: true, ..drive }
+        let (links, abandoned) = (Vec::new(), true);
+        Self {
+            links,
+            waiting,
+            guest_ran,
+            abandoned,
+            journal_is_open: true,
+            recovered: true,
+            ..drive
+        }
     }
 
-    /// Brings a job that is taken up again to its end.
-    pub(super) async fn settle(
-        mut self,
-        machine: Destination,
-        effects: Vec<Effect>,
-    ) -> Option<End> {
+    /// Brings a job that is taken up again as far as it comes by itself.
+    pub(super) async fn settle(&mut self, machine: Destination, effects: Vec<Effect>) {
         self.machine = Some(machine);
         self.effects.extend(effects);
         self.perform().await;
+    }
+
+    /// How the job ended, if it did.
+    pub(super) fn how_ended(&self) -> Option<End> {
         self.machine.as_ref().and_then(|machine| machine.end().cloned())
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        self.machine.as_ref().map_or("ended", Destination::phase)
     }
 
     /// Runs until the job is over and its connection gone; tells how it ended.
@@ -76,13 +97,20 @@ impl Drive {
         let mut effects = Vec::new();
         self.machine = Some(Destination::begin(&mut effects));
         self.effects.extend(effects);
+        self.go_on().await
+    }
+
+    /// The same, from where it is.
+    pub(super) async fn go_on(mut self) -> Option<Ended> {
         loop {
             self.perform().await;
             if self.machine.as_ref().is_none_or(|machine| machine.end().is_some()) {
                 break;
             }
-            match self.hands.hear(self.watch_until).await {
+            let until = [self.watch_until, self.recover_at].into_iter().flatten().min();
+            match self.hands.hear(until).await {
                 Some(inbound) => self.inbound(inbound).await,
+                None if self.recover_at == until => self.recover_stream().await,
                 None => {
                     self.watch_until = None;
                     self.fact(Fact::PeerLost("it fell silent".into()));
@@ -91,8 +119,7 @@ impl Drive {
         }
         self.hands.with(|world| world.receiver = None);
         self.answer_latecomers().await;
-        let end = self.machine.as_ref().and_then(|machine| machine.end().cloned());
-        end.map(Ended::Destination)
+        self.how_ended().map(Ended::Destination)
     }
 
     /// A job that is over still answers whoever asks on its connections.
@@ -100,7 +127,10 @@ impl Drive {
         while !self.abandoned {
             match self.hands.hear(None).await {
                 Some(Inbound::Closed(link)) => self.forget(link),
-                Some(Inbound::Message(link, Message::Commit | Message::Inquire)) => {
+                Some(Inbound::Message(
+                    link,
+                    Message::Commit | Message::Inquire | Message::Rejoin,
+                )) => {
                     self.asked_by(link);
                     self.fact(Fact::Asked);
                 }
@@ -123,7 +153,10 @@ impl Drive {
                 }
             }
             Inbound::Progress => self.progressed().await,
-            Inbound::StreamFailed(why) => self.fact(Fact::Failed(why)),
+            Inbound::StreamFailed(joins, why) => self.stream_failed(joins, why),
+            Inbound::Requested(page) => self.requested(page).await,
+            Inbound::FeedBroken => self.fact(Fact::StreamBroken("QEMU closed it".into())),
+            Inbound::QemuComplete => self.fact(Fact::MemoryComplete),
             Inbound::QemuLoaded => {
                 let root = self.hands.with(|world| world.receiver.as_ref()?.root());
                 self.fact(match root {
@@ -158,7 +191,7 @@ impl Drive {
                 Effect::Journal(record) => self.journal(record).await,
                 Effect::Answer(answer) => self.answer(answer).await,
                 Effect::Resume(entitlement) => self.resume(entitlement).await,
-                Effect::RecoverStream => {}
+                Effect::RecoverStream => self.recover_stream().await,
                 Effect::KillQemu => self.kill().await,
                 Effect::WatchSource(limit) => {
                     self.watch_until = Some(self.hands.now().after(limit));
@@ -194,8 +227,12 @@ impl Drive {
 
     async fn end(&mut self, end: &End) {
         if self.waiting {
-            let owner = if *end == End::Running { Owner::Here } else { Owner::Unknown };
-            self.hands.store(Some(Record { owner, process: true })).await;
+            let (owner, process) = match end {
+                End::Running => (Owner::Here, true),
+                End::Lost(_) => (Owner::Lost, false),
+                _ => (Owner::Unknown, true),
+            };
+            self.hands.store(Some(Record { owner, process })).await;
         }
         // A QEMU that is there may be resumed at the next start: the guest is this host's.
         let alive = self.hands.with(|world| world.is_alive(Side::Destination));

@@ -37,6 +37,7 @@ impl Drive {
                 self.asked_by(link);
                 self.fact(Fact::Asked);
             }
+            Message::Rejoin => self.joined_by(link).await,
             Message::Ping => self.hands.send(link, Message::Pong).await,
             Message::Prepare => self.hands.send(link, Message::Refused).await,
             other => {
@@ -80,12 +81,14 @@ impl Drive {
             Answer::Refused(_) => Message::Refused,
             Answer::Loaded(root) => Message::Loaded(root),
             Answer::Failed(why) => Message::Failed(why),
-            Answer::Running { .. } | Answer::Complete => Message::Running,
+            Answer::Running { lacks_pages } => Message::Running { lacks_pages },
+            Answer::Complete => Message::Complete,
+            Answer::Vanished(why) => Message::Vanished(why),
             Answer::Discarded => {
                 self.hands.with(|world| world.discard_is_said());
                 Message::Discarded
             }
-            Answer::Unknown(_) | Answer::Vanished(_) => {
+            Answer::Unknown(_) => {
                 self.hands.with(|world| world.doubt_is_said());
                 Message::Answer(State::Unknown)
             }
@@ -93,7 +96,7 @@ impl Drive {
         self.answer_all(message).await;
     }
 
-    async fn answer_all(&mut self, message: Message) {
+    pub(super) async fn answer_all(&mut self, message: Message) {
         for link in self.links.clone() {
             self.hands.send(link, message.clone()).await;
         }

@@ -4,6 +4,7 @@
 //! Left out: TLS and the hello, the checks of what a VM may use, QEMU's arguments, feeding blocks that are not shared.
 
 mod drive;
+mod faulting;
 mod messages;
 mod qemu;
 mod recovery;
@@ -29,8 +30,11 @@ struct Memory {
 pub(crate) async fn agent(hands: Hands) {
     hands.step("the agent starts").await;
     let mut memory = Memory::default();
-    recovery::recover(&hands, &mut memory).await;
+    let unsettled = recovery::recover(&hands, &mut memory).await;
     hands.with(|world| world.host(Side::Destination).listening = true);
+    if let Some(drive) = unsettled {
+        memory.ended = drive.go_on().await;
+    }
     loop {
         let Some(inbound) = hands.hear(None).await else { continue };
         let Inbound::Message(link, message) = inbound else { continue };
@@ -41,7 +45,7 @@ pub(crate) async fn agent(hands: Hands) {
                 hands.with(|world| world.oracles.progress.begun(Side::Destination));
                 memory.ended = Drive::new(hands.clone(), link).run().await;
             }
-            Message::Inquire => visitors::answer(&hands, &memory, link).await,
+            Message::Inquire | Message::Rejoin => visitors::answer(&hands, &memory, link).await,
             Message::Ping => hands.send(link, Message::Pong).await,
             // A message that begins nothing.
             _ => {}

@@ -30,10 +30,11 @@ impl Drive {
         self.hands.step("starts QEMU").await;
         let (pages, connections, takes) = self.hands.with(|world| {
             let pages = world.setting.pages;
+            let connections = world.setting.connections + usize::from(world.setting.post_copy);
             let qemu = Qemu::new(Guest::empty(pages), RunState::InMigrate);
             world.host(Side::Destination).qemu = Some(qemu);
             let takes = world.random.time(Duration::from_millis(5), STARTING_TAKES);
-            (pages, world.setting.connections, takes)
+            (pages, connections, takes)
         });
         self.hands.sleep(takes).await;
         self.hands.step("QEMU waits").await;
@@ -91,8 +92,14 @@ impl Drive {
         {
             return self.fact(Fact::ResumeFailed(format!("{error:?}")));
         }
-        self.hands.with(|world| world.guest_is_taken());
-        self.fact(Fact::Resumed { lacks_pages: false });
+        let lacks_pages = self.hands.with(|world| {
+            world.guest_is_taken();
+            if let Some(receiver) = world.receiver.as_mut() {
+                receiver.begin_feeding();
+            }
+            world.is_lacking()
+        });
+        self.fact(Fact::Resumed { lacks_pages });
     }
 
     /// The planted bug: nothing is durable yet.
@@ -124,6 +131,7 @@ pub(super) async fn kill(hands: &Hands) {
     let takes = hands.with(|world| world.random.time(Duration::from_millis(1), KILLING_TAKES));
     hands.sleep(takes).await;
     hands.with(|world| {
+        world.check_ending(Side::Destination);
         if let Some(qemu) = world.host(Side::Destination).qemu.as_mut() {
             qemu.alive = false;
         }

@@ -1,7 +1,7 @@
 //! What a restarted destination does: brings its job to where the journal says it must go (law 1's table), as the agent's
 //! `recovery`.
 
-use sterna_migration::destination::{Destination, End};
+use sterna_migration::destination::{Destination, End, Fact};
 use sterna_migration::journal::DestinationRecord;
 
 use super::Memory;
@@ -12,32 +12,37 @@ use crate::hands::Hands;
 use crate::oracle::Ended;
 use crate::plant::Plant;
 
-/// See the module.
-pub(super) async fn recover(hands: &Hands, memory: &mut Memory) {
+/// See the module. Gives a job that needs the source to come to its end.
+pub(super) async fn recover(hands: &Hands, memory: &mut Memory) -> Option<Drive> {
     let side = Side::Destination;
     let Some(story) = hands.with(|world| world.host(side).disk.reopen()) else {
         let begun = hands.with(|world| world.oracles.progress.was_begun(side));
         if begun {
             hands.with(|world| world.job_ended(side, Ended::Forgotten));
         }
-        return;
+        return None;
     };
     memory.known = true;
     let record = hands.with(|world| world.host(side).disk.record);
     let alive = hands.with(|world| world.is_alive(side));
     hands.step(&format!("recovers {story:?}, {record:?}, QEMU alive: {alive}")).await;
-    let Reached::Destination(reached) = story.side else { return };
+    let Reached::Destination(reached) = story.side else { return None };
     let is_over = reached.is_final() || story.ended;
     if is_over {
-        return over(hands, memory, reached, record).await;
+        over(hands, memory, reached, record).await;
+        return None;
     }
-    let end = match reached {
+    let drive = match reached {
         DestinationRecord::Entitled if !must_discard(hands, record) => {
             entitled(hands, alive, story.guest_ran).await
         }
+        DestinationRecord::Faulting if !hands.errs(Plant::FaultingDiscards) => {
+            faulting(hands, alive, story.guest_ran).await
+        }
         _ => discard(hands, record, alive).await,
     };
-    memory.ended = end.map(Ended::Destination);
+    memory.ended = drive.how_ended().map(Ended::Destination);
+    Some(drive).filter(|_| memory.ended.is_none())
 }
 
 /// A job whose journal says that nothing is left to do. The registry may have missed its last step.
@@ -50,12 +55,14 @@ async fn over(
     let end = match reached {
         DestinationRecord::Running => End::Running,
         DestinationRecord::Discarded => End::Discarded("by its journal".into()),
+        DestinationRecord::Vanished => End::Lost("by its journal".into()),
         _ => End::Unknown("by its journal".into()),
     };
     if record.is_some_and(|record| record.owner == Owner::Incoming) {
         let owner = if end == End::Running { Owner::Here } else { Owner::Unknown };
         let record = Some(Record { owner, process: true });
-        hands.store(record.filter(|_| reached != DestinationRecord::Discarded)).await;
+        let is_dead = matches!(end, End::Discarded(_) | End::Lost(_));
+        hands.store(record.filter(|_| !is_dead)).await;
     }
     // What was over before was looked at then.
     hands.with(|world| world.oracles.progress.remembered_there(end.clone()));
@@ -69,18 +76,36 @@ fn must_discard(hands: &Hands, record: Option<Record>) -> bool {
 }
 
 /// Nothing was committed: what is here is discarded. A QEMU that the registry does not know yet is found by the journal.
-async fn discard(hands: &Hands, record: Option<Record>, alive: bool) -> Option<End> {
+async fn discard(hands: &Hands, record: Option<Record>, alive: bool) -> Drive {
     let registered = record.is_some_and(|record| record.owner == Owner::Incoming);
     let forgets = [Plant::FoundOrphan, Plant::FoundEntitledWithoutVm];
     let known = registered || !forgets.iter().any(|plant| hands.errs(*plant));
     let mut effects = Vec::new();
     let machine = Destination::resume_prepared(&mut effects);
-    Drive::again(hands.clone(), alive && known, true).settle(machine, effects).await
+    let mut drive = Drive::again(hands.clone(), alive && known, true);
+    drive.settle(machine, effects).await;
+    drive
 }
 
 /// The guest is ours. If its QEMU is there, it runs or is resumed; if not, it may have run.
-async fn entitled(hands: &Hands, alive: bool, guest_ran: bool) -> Option<End> {
+async fn entitled(hands: &Hands, alive: bool, guest_ran: bool) -> Drive {
     let mut effects = Vec::new();
     let machine = Destination::resume_entitled(&mut effects);
-    Drive::again(hands.clone(), alive, guest_ran).settle(machine, effects).await
+    let mut drive = Drive::again(hands.clone(), alive, guest_ran);
+    drive.settle(machine, effects).await;
+    drive
+}
+
+/// The guest is ours, ran, and lacked pages. If its QEMU is there, that says which; if not, it is lost.
+async fn faulting(hands: &Hands, alive: bool, guest_ran: bool) -> Drive {
+    let mut effects = Vec::new();
+    let mut machine = Destination::resume_faulting(&mut effects);
+    if !alive {
+        effects.clear();
+        let died = Fact::QemuDied("it was gone after the restart".into());
+        machine = machine.handle(died, &mut effects);
+    }
+    let mut drive = Drive::again(hands.clone(), alive, guest_ran);
+    drive.settle(machine, effects).await;
+    drive
 }

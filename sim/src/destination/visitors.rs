@@ -21,7 +21,8 @@ pub(super) async fn answer(hands: &Hands, memory: &Memory, link: ConnectionId) {
         Some(Ended::Destination(end)) => Some(match end {
             End::Running => State::Running,
             End::Discarded(_) => State::Discarded,
-            End::Unknown(_) | End::Lost(_) => State::Unknown,
+            End::Unknown(_) => State::Unknown,
+            End::Lost(_) => State::Vanished,
         }),
         _ => None,
     };
@@ -29,7 +30,7 @@ pub(super) async fn answer(hands: &Hands, memory: &Memory, link: ConnectionId) {
     match state {
         State::Discarded => hands.with(|world| world.discard_is_said()),
         State::Unknown => hands.with(|world| world.doubt_is_said()),
-        State::Prepared | State::Entitled | State::Running => {}
+        State::Prepared | State::Entitled | State::Faulting | State::Running | State::Vanished => {}
     }
     hands.send(link, Message::Answer(state)).await;
 }
@@ -44,7 +45,8 @@ fn journaled(hands: &Hands) -> State {
         Reached::Destination(DestinationRecord::Entitled) => State::Entitled,
         Reached::Destination(DestinationRecord::Running) => State::Running,
         Reached::Destination(DestinationRecord::Discarded) => State::Discarded,
-        Reached::Destination(DestinationRecord::Faulting) => State::Entitled,
-        Reached::Destination(DestinationRecord::Vanished) | Reached::Source(_) => State::Unknown,
+        Reached::Destination(DestinationRecord::Faulting) => State::Faulting,
+        Reached::Destination(DestinationRecord::Vanished) => State::Vanished,
+        Reached::Source(_) => State::Unknown,
     }
 }

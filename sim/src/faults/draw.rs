@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sterna_model::Instant;
 
-use super::{Cut, Fault, Moment, Setting, Side, What};
+use super::{Cut, Fault, Moment, Setting, Side, Strategy, What};
 use crate::disk::{Ailment, Crash};
 use crate::random::Random;
 
@@ -30,6 +30,72 @@ pub(super) fn setting(random: &mut Random) -> Setting {
         timeout: if random.chance(50) { millis(random.between(10, 3000)) } else { Duration::ZERO },
         sync_time: random.time_of_any_scale(micros(50), millis(20)),
         batch_pages: random.index(64) + 1,
+        strategy: Strategy::Precopy,
+        post_copy: false,
+        max_downtime: millis(300),
+    }
+}
+
+/// How the command was given. What is asked for by post-copy is often what pre-copy cannot do; and a share of its faults
+/// strikes while the guest lacks pages.
+pub(super) fn strategy(random: &mut Random, setting: &mut Setting, faults: &mut [Fault]) {
+    setting.strategy = match random.below(10) {
+        0..=4 => return,
+        5..=8 => Strategy::ThreeStage,
+        _ => Strategy::Auto,
+    };
+    setting.post_copy = random.chance(950);
+    let (soon, late) = (Duration::from_micros(10), Duration::from_millis(300));
+    setting.max_downtime = random.time_of_any_scale(soon, late);
+    if !setting.post_copy {
+        return;
+    }
+    for fault in faults {
+        if random.chance(500) {
+            *fault = Fault { at: stage_three(random), what: what_in_stage_three(random, setting) };
+        }
+    }
+}
+
+fn stage_three(random: &mut Random) -> Moment {
+    let mut steps = |limit| u32::try_from(random.below(limit)).unwrap_or(0);
+    let steps = [steps(12), steps(14), steps(8), steps(14), steps(8)];
+    match random.below(12) {
+        0 => Moment::Append(Side::Source, 3, steps[0]),
+        1..=2 => Moment::Append(Side::Source, 4, steps[1]),
+        3 => Moment::Append(Side::Source, 5, steps[2]),
+        4 => Moment::Append(Side::Destination, 1, steps[3]),
+        5..=6 => Moment::Append(Side::Destination, 2, steps[1]),
+        7 => Moment::Append(Side::Destination, 3, steps[4]),
+        _ => {
+            let (soon, late) = (Duration::from_micros(10), Duration::from_secs(5));
+            Moment::Lacking(random.time_of_any_scale(soon, late))
+        }
+    }
+}
+
+fn what_in_stage_three(random: &mut Random, setting: &Setting) -> What {
+    let (millis, seconds) = (Duration::from_millis, Duration::from_secs);
+    let long = random.time_of_any_scale(millis(1), seconds(40));
+    let side = side(random);
+    match random.below(100) {
+        0..=24 => What::Crash(side, Crash::Process, long),
+        25..=28 => What::Crash(side, Crash::Power, long),
+        29..=31 => What::Disk(side, Ailment::Full, long),
+        32..=34 => What::Disk(side, Ailment::SyncFails, long),
+        35..=44 => What::Cut(Cut::Control),
+        45..=52 => What::Cut(Cut::Data(random.index(setting.connections + 1))),
+        53..=60 => What::Cut(Cut::All),
+        61..=68 => What::Silence(random.time_of_any_scale(millis(1), seconds(100))),
+        69..=76 => What::FeedBreaks,
+        77..=82 => What::QemuDies(side),
+        83..=84 => What::CommandRefused(side),
+        85..=86 => What::CommandHangs(side),
+        87 => What::DecodeFails,
+        88..=90 => What::Cancel,
+        91..=92 => What::UserPauses,
+        93 => What::Shutdown,
+        _ => What::Stalls(side, long.min(seconds(15))),
     }
 }
 

@@ -77,6 +77,23 @@ pub struct Setting {
     pub sync_time: Duration,
     /// Pages of a frame, at most.
     pub batch_pages: usize,
+    /// When to stop.
+    pub strategy: Strategy,
+    /// Post-copy was found possible, and is prepared for.
+    pub post_copy: bool,
+    /// The downtime that is asked for.
+    pub max_downtime: Duration,
+}
+
+/// How the command was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Rounds, and nothing but rounds.
+    Precopy,
+    /// Rounds, and post-copy when they do not converge or run out of time.
+    Auto,
+    /// One round, and post-copy.
+    ThreeStage,
 }
 
 /// One thing that goes wrong.
@@ -98,6 +115,8 @@ pub enum Moment {
     Step(Side, u32),
     /// So many steps after an agent begins its append of this number (0 is the subject).
     Append(Side, u32, u32),
+    /// So long after the guest runs at the destination and lacks pages, if it still does.
+    Lacking(Duration),
 }
 
 /// What goes wrong.
@@ -121,6 +140,8 @@ pub enum What {
     CommandHangs(Side),
     /// QEMU's outgoing stream breaks.
     StreamBreaks,
+    /// The stream of absent pages into the destination's QEMU breaks.
+    FeedBreaks,
     /// QEMU completes by itself.
     Completes,
     /// The destination's QEMU does not load what it gets.
@@ -188,8 +209,9 @@ impl Scenario {
     #[must_use]
     pub fn from_seed(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let setting = draw::setting(&mut random);
-        let faults = draw::faults(&mut random, &setting);
+        let mut setting = draw::setting(&mut random);
+        let mut faults = draw::faults(&mut random, &setting);
+        draw::strategy(&mut Random::new(seed ^ 0x3333_3333), &mut setting, &mut faults);
         Self { seed, setting, faults }
     }
 
@@ -210,13 +232,22 @@ impl Scenario {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.setting.timeout.is_zero()
-            && self.setting.converges()
+            && self.setting.gets_through()
             && self.faults.iter().all(|fault| fault.what.is_harmless(&self.setting))
             && !(self.strikes(What::Completes) && self.strikes(What::UserPauses))
     }
 }
 
 impl Setting {
+    /// Whether the guest gets over without anything going wrong.
+    #[must_use]
+    pub fn gets_through(&self) -> bool {
+        match self.strategy {
+            Strategy::Precopy => self.converges(),
+            Strategy::Auto | Strategy::ThreeStage => self.post_copy,
+        }
+    }
+
     /// Whether what the guest writes fits through the link, with room to spare, and the rest into the downtime.
     #[must_use]
     pub fn converges(&self) -> bool {

@@ -2,9 +2,11 @@
 
 pub(crate) mod bounds;
 pub(crate) mod memory;
+pub(crate) mod placement;
 pub(crate) mod progress;
 pub(crate) mod single_owner;
 pub(crate) mod truth;
+pub(crate) mod twice;
 
 pub(crate) use bounds::Gauge;
 
@@ -31,6 +33,10 @@ pub enum Oracle {
     Bounds,
     /// Journals and reports say what is.
     Truth,
+    /// No page is sent more than twice.
+    Twice,
+    /// What was absent is placed once.
+    Placement,
 }
 
 /// Something that must not be.
@@ -70,6 +76,8 @@ pub(crate) struct Oracles {
     pub progress: progress::Progress,
     pub bounds: bounds::Bounds,
     pub truth: truth::Truth,
+    pub twice: twice::Twice,
+    pub placement: placement::Placement,
     pub struck: Vec<What>,
     pub healthy: bool,
     /// Only this one counts.
@@ -85,6 +93,8 @@ impl Oracles {
             progress: progress::Progress::default(),
             bounds: bounds::Bounds::new(&scenario.setting),
             truth: truth::Truth::default(),
+            twice: twice::Twice::default(),
+            placement: placement::Placement::default(),
             struck: Vec::new(),
             healthy: scenario.is_healthy(),
             only,
@@ -129,7 +139,10 @@ impl World {
     pub(crate) fn guest_is_taken(&mut self) {
         self.check_memory();
         self.check_entitled();
-        self.oracles.single_owner.taken = true;
+        let before = std::mem::replace(&mut self.oracles.single_owner.taken, true);
+        if !before && self.is_lacking() {
+            self.taken_while_lacking();
+        }
     }
 
     /// The job is over on a host.

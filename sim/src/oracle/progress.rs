@@ -1,10 +1,11 @@
 //! Progress: every run ends, on both hosts, and healthy ones in success; nobody is left standing, nothing is left over.
 //!
 //! Checks: both jobs come to an end within the run's virtual time, also after a last restart of both agents; a run in which
-//! nothing harmful struck ends in *done*; a guest that is given back runs within a second, unless its QEMU was slow, and
+//! nothing harmful struck ends in *done*, and so does one in which the guest lacked pages at the destination unless a QEMU, a
+//! disk or a whole host failed; a guest that is given back runs within a second, unless its QEMU was slow, and
 //! with nothing offered it never stands longer than the machine's limit; at the end the guest runs where the report says, and no QEMU waits for a guest that will not come.
 //!
-//! Does not check how fast a healthy move is, nor that a job without a time-out ends when a peer never says anything
+//! Does not check what a person does about an end that is *unknown*, how fast a healthy move is, nor that a job without a time-out ends when a peer never says anything
 //! again (standstills and silences are finite here).
 
 use std::time::Duration;
@@ -113,6 +114,13 @@ impl World {
         }
     }
 
+    /// The destination said *unknown* before it resumed the guest after all (its disk had failed, say), and the guest lacks
+    /// pages: the source's job is over, and its QEMU stands until somebody lets it serve.
+    pub(crate) fn waits_for_a_person(&self) -> bool {
+        let source = self.oracles.progress.how_ended(Side::Source);
+        source == Some(&Ended::Source(OutcomeName::Unknown)) && self.stayed_lacking()
+    }
+
     /// The source is to give the guest back.
     pub(crate) fn return_begins(&mut self) {
         let now = self.now();
@@ -167,16 +175,31 @@ impl World {
         if self.is_alive(Side::Destination) && !taken {
             self.blame(Oracle::Progress, "a QEMU is left over at the destination");
         }
-        if taken
-            && self.is_alive(Side::Source)
-            && ended[0] == Some(Ended::Source(OutcomeName::Done))
-        {
+        let left = [OutcomeName::Done, OutcomeName::Lost].map(|name| Some(Ended::Source(name)));
+        if taken && self.is_alive(Side::Source) && left.contains(&ended[0]) {
             self.blame(Oracle::Progress, "a QEMU is left over at the source");
         }
+        if self.is_alive(Side::Destination)
+            && matches!(ended[1], Some(Ended::Destination(End::Lost(_))))
+        {
+            self.blame(Oracle::Progress, "a QEMU of a lost guest is left over at the destination");
+        }
+        self.check_placement_at_end();
+        self.check_served(clouded);
         let ran = !self.setting.paused && !self.was_stopped_by_others();
         let owner = if taken { Side::Destination } else { Side::Source };
         if ran && !clouded && self.is_alive(owner) && !self.runs(owner) {
             self.blame(Oracle::Progress, format!("the guest is left standing at the {owner:?}"));
+        }
+    }
+
+    /// Once the guest runs and lacks pages, neither broken links nor restarts nor a cancel keep it from becoming whole.
+    fn check_served(&mut self, clouded: bool) {
+        let outcome = self.oracles.progress.ended[Side::Source.index()].clone();
+        let done = Some(Ended::Source(OutcomeName::Done));
+        if self.oracles.placement.lacked && !clouded && outcome != done {
+            let why = format!("the guest ran at the destination, and its job ended in {outcome:?}");
+            self.blame(Oracle::Progress, why);
         }
     }
 

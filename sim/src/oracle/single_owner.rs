@@ -2,7 +2,8 @@
 //!
 //! Checks, whenever a guest begins to run: the other host's copy does not run; and the source's copy never runs again once
 //! the destination's has run, even if that is dead by now, since the world outside has seen it. At the end: if nobody killed
-//! a QEMU, the guest is still somewhere.
+//! a QEMU, the guest is still somewhere, and all of it: as long as the destination lacks pages, that needs both QEMUs, and no
+//! agent ends one of them while the other lives.
 //!
 //! Does not check who is *entitled* without running (the truth oracle does), nor what a person does with `sterna resolve`.
 
@@ -38,6 +39,14 @@ impl World {
         }
     }
 
+    /// An agent is about to end its QEMU: the guest, if it lacks pages, needs both.
+    pub(crate) fn check_ending(&mut self, side: Side) {
+        if self.stayed_lacking() && self.is_alive(side) && self.is_alive(side.other()) {
+            let why = format!("the {side:?} ends its QEMU, and the guest lives and lacks pages");
+            self.blame(Oracle::SingleOwner, why);
+        }
+    }
+
     /// At the end of a run: the guest is somewhere, unless its host or its QEMU was killed.
     pub(crate) fn check_not_lost(&mut self) {
         let killed = self
@@ -45,9 +54,13 @@ impl World {
             .struck
             .iter()
             .any(|what| matches!(what, What::QemuDies(_) | What::Crash(_, Crash::Power, _)));
-        let there = self.is_alive(Side::Source)
-            || (self.is_alive(Side::Destination) && self.oracles.single_owner.taken);
-        if !killed && !there {
+        let (here, there) = (self.is_alive(Side::Source), self.is_alive(Side::Destination));
+        let is_somewhere = match (self.oracles.single_owner.taken, self.stayed_lacking()) {
+            (false, _) => here,
+            (true, false) => there || here,
+            (true, true) => there && here,
+        };
+        if !killed && !is_somewhere {
             self.blame(Oracle::SingleOwner, "no copy of the guest is left, and nobody killed one");
         }
     }

@@ -3,7 +3,8 @@
 //! Checks, against what a power cut would leave on the disk: *stopping* before `stop`, *offered* before the commit,
 //! *entitled* before the resume. *Discarded* is said only of a QEMU that is dead. A report of *done* means that the
 //! destination has the guest and the source's QEMU is gone; of *failed*, *cancelled* or *refused*, that the guest is at the source
-//! as it was; of *lost*, that it is dead and was not handed over; *unknown* is said only when a QEMU, a disk or a whole
+//! as it was; of *lost*, that it is dead and was not handed over, or died while it lacked pages; no end but that one is told
+//! of a guest that lacks pages; *unknown* is said only when a QEMU, a disk or a whole
 //! host failed. A guest that its user had paused before never runs by our doing. Final records agree with where the guest is.
 //!
 //! Does not check words, numbers of the report, or what the command line makes of the outcome (the exit codes are a table
@@ -83,7 +84,8 @@ impl World {
 
     pub(super) fn check_entitled(&mut self) {
         let side = self.durable(Side::Destination);
-        let entitled = [DestinationRecord::Entitled, DestinationRecord::Running];
+        let entitled =
+            [DestinationRecord::Entitled, DestinationRecord::Faulting, DestinationRecord::Running];
         if !entitled.iter().any(|record| side == Some(Reached::Destination(*record))) {
             let why = format!("the destination takes the guest, and its journal says {side:?}");
             self.blame(Oracle::Truth, why);
@@ -105,24 +107,27 @@ impl World {
     pub(super) fn check_ended(&mut self, how: &Ended) {
         let taken = self.oracles.single_owner.taken;
         let (here, there) = (self.is_alive(Side::Source), self.is_alive(Side::Destination));
+        // Its last page may have been placed a moment before it died: then nobody could write that down.
+        let (lacked, lacking) = (self.oracles.placement.lacked, self.stayed_lacking());
         let lie = match how {
-            Ended::Source(OutcomeName::Done) => !taken || here,
+            Ended::Source(OutcomeName::Done) => !taken || here || lacking,
             Ended::Source(OutcomeName::Failed | OutcomeName::Cancelled | OutcomeName::Refused) => {
                 taken || !self.is_as_before()
             }
-            Ended::Source(OutcomeName::Lost) => taken || here,
+            Ended::Source(OutcomeName::Lost) => here || (taken && (there || !lacked)),
             Ended::Source(OutcomeName::Unknown) | Ended::Destination(End::Unknown(_)) => {
                 !self.oracles.is_clouded()
             }
-            Ended::Destination(End::Running) => !taken,
+            Ended::Destination(End::Running) => !taken || lacking,
             Ended::Destination(End::Discarded(_)) => taken || there,
-            Ended::Destination(End::Lost(_)) => !taken || there,
+            Ended::Destination(End::Lost(_)) => !lacked || there,
             Ended::Forgotten => taken,
         };
         if lie {
             let why = format!(
-                "{how:?}: the destination has {} the guest; alive: source {here}, destination {there}",
-                if taken { "taken" } else { "not taken" }
+                "{how:?}: the destination has {} the guest{}; alive: source {here}, destination {there}",
+                if taken { "taken" } else { "not taken" },
+                if lacking { ", which lacks pages" } else { "" }
             );
             self.blame(Oracle::Truth, why);
         }
@@ -149,9 +154,10 @@ impl World {
     /// The only QEMU that held the guest is dead, and the destination was never entitled: that is *lost*, and no doubt.
     fn check_loss_is_told(&mut self, how: &Ended) {
         let theirs = self.durable(Side::Destination);
-        let may_be_theirs = [DestinationRecord::Entitled, DestinationRecord::Running]
-            .iter()
-            .any(|record| theirs == Some(Reached::Destination(*record)));
+        let may_be_theirs =
+            [DestinationRecord::Entitled, DestinationRecord::Faulting, DestinationRecord::Running]
+                .iter()
+                .any(|record| theirs == Some(Reached::Destination(*record)));
         let in_doubt = self.oracles.truth.in_doubt;
         let unknown = *how == Ended::Source(OutcomeName::Unknown);
         if unknown && !self.is_alive(Side::Source) && !may_be_theirs && !in_doubt {
@@ -162,18 +168,25 @@ impl World {
 
     /// At the end of a run: final records agree with where the guest is.
     pub(super) fn check_journals(&mut self) {
-        let taken = self.oracles.single_owner.taken;
+        let (taken, lacking) = (self.oracles.single_owner.taken, self.stayed_lacking());
+        let lacked = self.oracles.placement.lacked;
         let records = [self.durable(Side::Source), self.durable(Side::Destination)];
         for record in records.into_iter().flatten() {
             let lie = match record {
                 Reached::Source(SourceRecord::Gone)
-                | Reached::Destination(DestinationRecord::Running) => !taken,
+                | Reached::Destination(DestinationRecord::Running) => !taken || lacking,
+                Reached::Source(SourceRecord::Vanished)
+                | Reached::Destination(DestinationRecord::Vanished) => !lacked,
+                Reached::Source(SourceRecord::Serving)
+                | Reached::Destination(DestinationRecord::Faulting) => !taken,
                 Reached::Source(SourceRecord::Returned)
                 | Reached::Destination(DestinationRecord::Discarded) => taken,
                 _ => false,
             };
             if lie {
-                let why = format!("a journal ends in {record:?}; the destination took it: {taken}");
+                let why = format!(
+                    "a journal ends in {record:?}; the destination took it: {taken}, and it lacks pages: {lacking}"
+                );
                 self.blame(Oracle::Truth, why);
             }
         }

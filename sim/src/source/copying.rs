@@ -8,7 +8,9 @@ use sterna_migration::tracker::{Round, Tracker};
 
 use super::Drive;
 use crate::bulk::{Bulk, Order, RoundSum};
+use crate::faults::Strategy;
 use crate::message::Message;
+use crate::plant::Plant;
 use crate::qemu::{Command, Status};
 
 /// A round that waits begins within this.
@@ -53,7 +55,9 @@ impl Drive {
         self.hands.with(|world| {
             let Some(tracker) = world.tracker.clone() else { return };
             let (pages, number) = (world.setting.pages, world.hosts[0].lives);
-            world.bulk = Some(Bulk::new(number, tracker, pages, &connections));
+            let once = world.setting.strategy == Strategy::ThreeStage
+                && !world.errs(Plant::RoundsSendAgain);
+            world.bulk = Some(Bulk::new(number, tracker, (pages, once), &connections));
             world.begin_round(Order::Round(Round::First));
         });
     }
@@ -93,11 +97,18 @@ impl Drive {
             return;
         };
         if self.phase() == "flushing" {
+            if !round.is_last {
+                // Cut short, or its end came late.
+                let idle = self.hands.with(|world| world.bulk.as_ref().is_some_and(Bulk::is_idle));
+                return if idle {
+                    self.begin_last()
+                };
+            }
             // The destination may have asked for pages that the round had passed by then.
             if waiting == 0 {
                 return self.send_final(&round).await;
             }
-            return self.hands.with(|world| world.begin_round(Order::Last));
+            return self.begin_last();
         }
         let pages = self.hands.with(|world| world.setting.pages);
         if self.again.withholds() {

@@ -26,6 +26,7 @@ impl Drive {
             world.return_begins();
             world.abandon_bulk(Closing::Broken);
         });
+        self.data.extend(self.urgent.take());
         for data in std::mem::take(&mut self.data) {
             self.hands.with(|world| world.close(data, Side::Source, Closing::Broken));
         }
@@ -76,7 +77,13 @@ impl Drive {
     }
 
     pub(super) async fn destroy_guest(&mut self) {
-        self.hands.with(|world| world.abandon_bulk(Closing::InOrder));
+        self.hands.with(|world| {
+            world.stop_serving(Closing::InOrder);
+            world.abandon_bulk(Closing::InOrder);
+            if let Some(urgent) = self.urgent {
+                world.close(urgent, Side::Source, Closing::InOrder);
+            }
+        });
         self.record.owner = Owner::MovedTo;
         self.hands.store(Some(self.record)).await;
         quit(&self.hands).await;
@@ -131,6 +138,7 @@ pub(super) async fn quit(hands: &crate::hands::Hands) {
     hands.step("quits QEMU").await;
     hands.sleep(QUITTING_TAKES).await;
     hands.with(|world| {
+        world.check_ending(Side::Source);
         if let Some(qemu) = world.host(Side::Source).qemu.as_mut() {
             qemu.alive = false;
         }

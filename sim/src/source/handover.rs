@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sterna_migration::source::{DurableOffer, Fact};
+use sterna_migration::source::{DurableOffer, Fact, Finish};
 
 use super::Drive;
 use crate::bulk::{Order, RoundSum};
@@ -82,16 +82,37 @@ impl Drive {
         }
     }
 
-    pub(super) async fn flush(&mut self) {
-        self.hands.with(|world| world.begin_round(Order::Last));
+    pub(super) async fn flush(&mut self, finish: Finish) {
+        self.last_order = match finish {
+            Finish::PreCopy => Order::Last,
+            Finish::PostCopy => Order::Marks,
+        };
+        self.round_waits_until = None;
+        // After a time-out a round may still be under way: what it has not sent is left.
+        let idle = self.hands.with(|world| {
+            let bulk = world.bulk.as_mut()?;
+            bulk.cut_short();
+            Some(bulk.is_idle())
+        });
+        if idle == Some(true) {
+            self.begin_last();
+        }
         if let Some(device) = self.tail {
             self.send(Message::Tail(device)).await;
         }
     }
 
+    /// Lets the workers send what is left.
+    pub(super) fn begin_last(&self) {
+        let order = self.last_order;
+        self.hands.with(|world| world.begin_round(order));
+    }
+
     pub(super) async fn send_final(&mut self, round: &RoundSum) {
-        let last =
-            Final { root: round.root, frames: round.frames.clone(), guest_ran: self.guest_ran };
+        let mut frames = round.frames.clone();
+        // Nothing goes over the connection for absent pages yet.
+        frames.extend(self.urgent.map(|_| 0));
+        let last = Final { root: round.root, frames, guest_ran: self.guest_ran };
         self.send(Message::Final(last)).await;
         self.flushed = true;
         self.fact(Fact::Flushed(round.root));

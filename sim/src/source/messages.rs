@@ -3,7 +3,6 @@
 use sterna_migration::source::{Fact, Limits, Timer};
 
 use super::Drive;
-use crate::bulk::Order;
 use crate::disk::Entry;
 use crate::message::{Message, State};
 use crate::network::Kind;
@@ -43,6 +42,13 @@ impl Drive {
                 }
             }
         }
+        if self.hands.with(|world| world.setting.post_copy) {
+            self.urgent = self.hands.connect(Kind::Data(connections)).await;
+            if self.urgent.is_none() {
+                let why = "the connection for absent pages cannot be made";
+                return self.fact(Fact::PeerFailed(why.into()));
+            }
+        }
         self.ping().await;
         self.fact(Fact::PeerPrepared);
     }
@@ -60,14 +66,17 @@ impl Drive {
                 });
                 // A last round that is still going on is looked at when it ends.
                 if self.flushed && idle == Some(true) {
-                    self.hands.with(|world| world.begin_round(Order::Last));
+                    self.begin_last();
                 }
             }
             Message::Loaded(root) => self.fact(Fact::PeerLoaded(root)),
             Message::Failed(why) => {
                 self.fact(Fact::PeerFailed(format!("at the destination: {why}")))
             }
-            Message::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
+            Message::Running { lacks_pages } => self.runs_there(lacks_pages),
+            Message::Complete => self.fact(Fact::PeerComplete),
+            Message::Vanished(why) => self.fact(Fact::PeerVanished(why)),
+            Message::Wanted(pages) => self.hands.with(|world| world.want(&pages)),
             Message::Discarded => self.fact(Fact::PeerDiscarded),
             Message::Answer(state) => self.answered(state),
             Message::Pong => {
@@ -89,8 +98,13 @@ impl Drive {
     }
 
     fn answered(&mut self, state: State) {
+        if self.is_serving() {
+            self.not_rejoined();
+        }
         match state {
             State::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
+            State::Faulting => self.runs_there(true),
+            State::Vanished => self.fact(Fact::PeerVanished("by its journal".into())),
             State::Discarded => self.fact(Fact::PeerDiscarded),
             State::Unknown => {
                 self.fact(Fact::PeerUnknown("the destination does not know".into()));

@@ -9,17 +9,19 @@ mod gauge;
 mod handover;
 mod messages;
 mod recovery;
+mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use sterna_migration::journal::SourceRecord;
-use sterna_migration::policy::Precopy;
+use sterna_migration::policy::{Policy, Precopy, ThreeStage};
 use sterna_migration::source::{Effect, Fact, Limits, Source, Timer};
 use sterna_model::Instant;
 
+use crate::bulk::Order;
 use crate::disk::{Entry, Owner, Record};
-use crate::faults::Side;
+use crate::faults::{Setting, Side, Strategy};
 use crate::hands::Hands;
 use crate::message::Message;
 use crate::network::ConnectionId;
@@ -28,9 +30,8 @@ use crate::plant::Plant;
 use crate::world::{Inbound, StreamEvent};
 use copying::Again;
 use gauge::Gauge;
+use serving::{Joined, Rejoin};
 
-/// The downtime that is asked for.
-const MAX_DOWNTIME: Duration = Duration::from_millis(300);
 /// With the guest stopped, the destination is pinged this often.
 const PING_EVERY: Duration = Duration::from_millis(200);
 
@@ -46,14 +47,22 @@ pub(crate) async fn agent(hands: Hands) {
             // A VM that does not run is not moved.
             return hands.with(|world| world.job_ended(Side::Source, Ended::Forgotten));
         }
-        let timeout = hands.with(|world| world.setting.timeout);
-        let limits = Limits { timeout, ..Limits::default() };
+        let setting = hands.with(|world| world.setting.clone());
+        let limits = Limits { timeout: setting.timeout, ..Limits::default() };
         let mut drive = Drive::new(hands);
         let mut effects = Vec::new();
-        let policy = Box::new(Precopy::new(MAX_DOWNTIME));
-        drive.machine = Some(Source::begin(policy, limits, &mut effects));
+        drive.machine = Some(Source::begin(policy(&setting), limits, &mut effects));
         drive.effects.extend(effects);
         drive.run().await;
+    }
+}
+
+fn policy(setting: &Setting) -> Box<dyn Policy> {
+    let (max_downtime, possible) = (setting.max_downtime, setting.post_copy);
+    match setting.strategy {
+        Strategy::Precopy => Box::new(Precopy::new(max_downtime)),
+        Strategy::Auto => Box::new(Precopy::with_post_copy(max_downtime, possible)),
+        Strategy::ThreeStage => Box::new(ThreeStage::new(max_downtime, possible)),
     }
 }
 
@@ -65,11 +74,19 @@ pub(super) struct Drive {
     journal_is_open: bool,
     link: Option<ConnectionId>,
     data: Vec<ConnectionId>,
+    /// For pages that are asked for while they are absent.
+    urgent: Option<ConnectionId>,
+    rejoin: Rejoin,
+    /// What the destination lacks, as it says, and the connections that it is served on.
+    joined: Option<Joined>,
+    has_tried_to_rejoin: bool,
     gauge: Gauge,
     streams: u32,
     again: Again,
     tail: Option<u64>,
     flushed: bool,
+    /// How what is left goes over.
+    last_order: Order,
     pinged_at: Instant,
     /// The next round begins when there may be something to send.
     round_waits_until: Option<Instant>,
@@ -95,11 +112,16 @@ impl Drive {
             journal_is_open: false,
             link: None,
             data: Vec::new(),
+            urgent: None,
+            rejoin: Rejoin::Idle,
+            joined: None,
+            has_tried_to_rejoin: false,
             gauge: Gauge::default(),
             streams: 0,
             again: Again::default(),
             tail: None,
             flushed: false,
+            last_order: Order::Last,
             pinged_at,
             round_waits_until: None,
             delivered_pages: 0,
@@ -158,12 +180,19 @@ impl Drive {
 
     async fn inbound(&mut self, inbound: Inbound) {
         match inbound {
+            Inbound::Message(link, Message::Rejoined(lacking)) => {
+                self.rejoined(link, lacking).await;
+            }
             Inbound::Message(_, message) => self.message(message).await,
+            // An older one, given up before.
+            Inbound::Closed(link) if self.is_serving() && self.link != Some(link) => {}
             // As in the agent: whichever connection it was, an older one included.
             Inbound::Closed(_) => {
                 self.link = None;
+                self.rejoin = Rejoin::Idle;
                 self.fact(Fact::PeerLost("the connection is closed".into()));
             }
+            Inbound::Dialed(link) if self.is_serving() => self.dialed(link).await,
             Inbound::Dialed(Some(link)) => {
                 self.link = Some(link);
                 self.inquire().await;
@@ -199,12 +228,15 @@ impl Drive {
                 Effect::BeginRound => self.next_round(),
                 Effect::RestartStream => self.restart_stream().await,
                 Effect::StopGuest => self.stop_guest().await,
-                Effect::Flush(_) => self.flush().await,
+                Effect::Flush(finish) => self.flush(finish).await,
                 Effect::Commit(offer) => self.commit(offer).await,
+                Effect::Abort(_) if self.is_serving() && self.hands.errs(Plant::DeathIsNotTold) => {
+                }
                 Effect::Abort(why) => self.send(Message::Abort(why)).await,
                 Effect::Inquire => self.inquire().await,
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
-                Effect::Serve | Effect::Rejoin => {}
+                Effect::Serve => self.serve(),
+                Effect::Rejoin => self.rejoin().await,
                 Effect::DestroyGuest => self.destroy_guest().await,
                 Effect::SetTimer(Timer::Inquiry, _) if self.hands.errs(Plant::NeverAsksAgain) => {}
                 Effect::SetTimer(timer, after) => {

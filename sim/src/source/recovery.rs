@@ -29,7 +29,9 @@ pub(super) async fn recover(hands: &Hands) {
     hands.step(&format!("recovers {story:?}, QEMU alive: {alive}")).await;
     let Reached::Source(reached) = story.side else { return };
     match (reached, story.report) {
-        (SourceRecord::Gone, None) if !story.ended => finish_leaving(&mut drive, alive).await,
+        (SourceRecord::Gone | SourceRecord::Vanished, None) if !story.ended => {
+            finish_leaving(&mut drive, reached, alive).await;
+        }
         (record, report) if record.is_final() => remembered(hands, record, report),
         // It was brought to an end that is no owner's.
         (_, Some(report)) => {
@@ -43,20 +45,28 @@ pub(super) async fn recover(hands: &Hands) {
         (SourceRecord::Offered, _) if !hands.errs(Plant::ReturnWithoutAsking) => {
             offered(drive, alive).await;
         }
+        (SourceRecord::Serving, _) => serving(drive, alive).await,
         _ => unoffered(drive, &story).await,
     }
 }
 
 fn remembered(hands: &Hands, record: SourceRecord, report: Option<OutcomeName>) {
-    let by_record =
-        if record == SourceRecord::Gone { OutcomeName::Done } else { OutcomeName::Failed };
-    let name = report.unwrap_or(by_record);
+    let name = report.unwrap_or_else(|| by_record(record));
     hands.with(|world| world.oracles.progress.remembered(Side::Source, name));
 }
 
-/// The guest is the other host's. An agent that died before it had ended its own QEMU does so now.
-async fn finish_leaving(drive: &mut Drive, alive: bool) {
-    drive.record.owner = Owner::MovedTo;
+const fn by_record(record: SourceRecord) -> OutcomeName {
+    match record {
+        SourceRecord::Gone => OutcomeName::Done,
+        SourceRecord::Vanished => OutcomeName::Lost,
+        _ => OutcomeName::Failed,
+    }
+}
+
+/// The guest is the other host's, or nobody's. An agent that died before it had ended its own QEMU does so now.
+async fn finish_leaving(drive: &mut Drive, record: SourceRecord, alive: bool) {
+    let is_lost = record == SourceRecord::Vanished;
+    drive.record.owner = if is_lost { Owner::Lost } else { Owner::MovedTo };
     drive.hands.store(Some(drive.record)).await;
     if alive {
         ending::quit(&drive.hands).await;
@@ -64,7 +74,21 @@ async fn finish_leaving(drive: &mut Drive, alive: bool) {
     drive.record.process = false;
     drive.hands.store(Some(drive.record)).await;
     let _ = drive.hands.append(Entry::Ended).await;
-    drive.hands.with(|world| world.job_ended(Side::Source, Ended::Source(OutcomeName::Done)));
+    let name = by_record(record);
+    drive.hands.with(|world| world.job_ended(Side::Source, Ended::Source(name)));
+}
+
+/// The guest is the other host's, and its pages are here, or were: the destination is rejoined in either case.
+async fn serving(mut drive: Drive, alive: bool) {
+    if !alive {
+        let died = Inbound::QemuDied("it was gone after the restart".into());
+        drive.hands.with(|world| world.tell(Side::Source, died));
+    }
+    drive.stop_sent = true;
+    let mut effects = Vec::new();
+    drive.machine = Some(Source::resume_serving(Limits::default(), &mut effects));
+    drive.effects.extend(effects);
+    drive.run().await;
 }
 
 /// The commit may have been sent: only the destination knows. It is asked, also when our QEMU is gone: then it is either
