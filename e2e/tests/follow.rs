@@ -5,13 +5,23 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sterna_e2e::command::wait_for;
-use sterna_e2e::{Guest, MOVE_LIMIT, Move, Pair, Result, Setup, Side, Vm, expect_that, story};
+use sterna_e2e::{
+    Error, Guest, MOVE_LIMIT, Move, Pair, Result, Setup, Side, Vm, expect_that, story,
+};
+use sterna_model::Rate;
 
 /// The first copy and some epochs.
 const COPY_LIMIT: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(20);
 /// What the goal allows, three times over: the machines of tests are small and busy.
 const SWITCH_LIMIT_MS: f64 = 3000.0;
+/// 100 Mbit/s.
+const LINK: Rate = Rate { bytes_per_second: 12_500_000 };
+/// A guest that has just booted settles.
+const SETTLES: Duration = Duration::from_secs(5);
+const MEASURED: Duration = Duration::from_secs(10);
+/// The bound for an idle guest.
+const MOST_SHARE: f64 = 0.02;
 
 #[test]
 fn a_followed_guest_is_handed_over_at_once() -> Result<()> {
@@ -88,6 +98,31 @@ fn nothing_is_left_of_following_that_was_ended() -> Result<()> {
     })
 }
 
+/// A guest that writes faster than the link carries: what is stale never fits, and follows when it runs at the destination.
+#[test]
+fn a_rest_that_does_not_fit_follows_after_the_hand_over() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let guest = Guest::new("busy").load("uniform size=48M rate=30M sweep=30");
+        let mut vm = Vm::start(pair, &guest)?;
+        pair.world().shape(LINK)?;
+        follow(pair, &vm)?;
+        wait_for_epochs(pair, &vm, 2)?;
+        let switched = switch(pair, &vm)?;
+        switched.check_done()?;
+        eprintln!("{}, rounds {}", switched.report["wire_bytes"], switched.report["rounds"]);
+        let (switch_ms, downtime_ms) =
+            (switched.number("/switch_ms")?, switched.number("/downtime_ms")?);
+        eprintln!("switch {switch_ms} ms, downtime {downtime_ms} ms");
+        let after = switched.number("/wire_bytes/postcopy")?;
+        expect_that(after > 0.0, "wire_bytes.postcopy", "some", after)?;
+        let total_ms = switched.number("/total_ms")?;
+        expect_that(switch_ms < total_ms, "switch_ms", total_ms, switch_ms)?;
+        vm.arrived(pair)?;
+        pair.world().unshape()?;
+        vm.check_works()
+    })
+}
+
 /// The destination's agent dies: following ends and says so, the guest runs on, and it can be followed anew.
 #[test]
 fn following_ends_with_the_destinations_agent() -> Result<()> {
@@ -110,6 +145,59 @@ fn following_ends_with_the_destinations_agent() -> Result<()> {
         vm.arrived(pair)?;
         vm.check_works()
     })
+}
+
+/// What following an idle guest takes from a processor: QEMU, which looks for dirty pages, and the agent.
+#[test]
+fn an_idle_guest_is_followed_for_little() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let vm = Vm::start(pair, &Guest::new("cheap").load("idle size=16M sweep=5"))?;
+        let host = pair.host(Side::Alpha);
+        thread::sleep(SETTLES);
+        let alone = share_of_a_processor(vm.pid())?;
+        follow(pair, &vm)?;
+        wait_for_epochs(pair, &vm, 2)?;
+        let sent = background(pair, &vm)?;
+        let followed = share_of_a_processor(vm.pid())?;
+        let agent =
+            host.agent_pid().ok_or_else(|| Error::unexpected("the agent", "a pid", "none"))?;
+        let agent = share_of_a_processor(agent)?;
+        let sent = background(pair, &vm)? - sent;
+        eprintln!(
+            "QEMU {alone:.4} of a processor alone, {followed:.4} followed; agent {agent:.4}; {sent} bytes in {} s",
+            2 * MEASURED.as_secs()
+        );
+        expect_that(followed - alone < MOST_SHARE, "QEMU's share", MOST_SHARE, followed - alone)?;
+        expect_that(agent < MOST_SHARE, "the agent's share", MOST_SHARE, agent)?;
+        host.run(&["unfollow", vm.name()])?.success()?;
+        vm.check_still_here(pair)
+    })
+}
+
+fn background(pair: &Pair, vm: &Vm) -> Result<u64> {
+    let status = pair.host(vm.at()).json(&["status", vm.name()])?;
+    let sent = status.pointer("/copy/background_bytes").and_then(Value::as_u64);
+    sent.ok_or_else(|| Error::unexpected("background_bytes", "a number", &status))
+}
+
+/// What a process takes of a processor, over some seconds.
+fn share_of_a_processor(pid: u32) -> Result<f64> {
+    let before = processor_ticks(pid)?;
+    thread::sleep(MEASURED);
+    let ticks = processor_ticks(pid)? - before;
+    // The kernel counts in hundredths of a second for everybody.
+    Ok(ticks / 100.0 / MEASURED.as_secs_f64())
+}
+
+fn processor_ticks(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).map_err(Error::io(path.clone()))?;
+    let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+    let ticks = after_name.split(' ').skip(11).take(2).map(str::parse::<f64>);
+    let ticks: std::result::Result<Vec<f64>, _> = ticks.collect();
+    ticks
+        .map(|ticks| ticks.iter().sum())
+        .map_err(|error| Error::unexpected(path, "user and system ticks", error))
 }
 
 fn follow(pair: &Pair, vm: &Vm) -> Result<()> {

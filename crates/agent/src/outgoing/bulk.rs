@@ -157,13 +157,19 @@ impl Bulk {
         self.shared.limiter.set_rate(rate);
     }
 
-    /// Marks all pages that are read from QEMU's memory: what the destination has already is found out by its hash.
-    pub(super) fn mark_readable(&self) {
-        let memory = &self.shared.memory;
+    /// Lets the workers look again at all pages that the destination is believed to have and that are read from QEMU's
+    /// memory: their hashes tell whether it has. What is stale stays so.
+    pub(super) fn begin_to_reread(&mut self) {
+        let (memory, tracker) = (&self.shared.memory, &self.shared.tracker);
+        let stale = tracker.stale();
         let readable = memory.layout().blocks().iter().filter(|block| memory.is_readable(block));
         for pages in readable.map(sterna_model::Block::page_numbers) {
-            pages.for_each(|page| self.shared.tracker.give_back(PageId(page)));
+            pages.for_each(|page| tracker.give_back(PageId(page)));
         }
+        let marked = tracker.stale();
+        let believed: Vec<u64> = marked.iter().zip(&stale).map(|(now, old)| now & !old).collect();
+        tracker.begin_round_of(&believed);
+        self.order(self.round.number + 1, Order::Round(Round::Later));
     }
 
     /// Lets the workers send all that is left, or mark what may follow, with the guest stopped.

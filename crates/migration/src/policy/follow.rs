@@ -167,6 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_that_a_round_could_not_send_in_time_follows_at_once() {
+        let nothing_sent = RoundFacts { pages: 0, ..facts(8, 50_000, 0) };
+        let mut policy = follow(true);
+        policy.hand_over();
+        assert_eq!(policy.round_ended(&nothing_sent), Decision::StopForPostCopy);
+        let mut fits = follow(true);
+        fits.hand_over();
+        let little = RoundFacts { pages: 0, ..facts(8, 3000, 0) };
+        assert_eq!(
+            fits.round_ended(&little),
+            Decision::NextRound,
+            "a round is short, and the stop too"
+        );
+    }
+
+    #[test]
     fn a_time_out_ends_it_as_it_ends_pre_copy() {
         assert_eq!(follow(true).timed_out(), Decision::StopForPostCopy);
         assert!(matches!(follow(false).timed_out(), Decision::GiveUp(_)));

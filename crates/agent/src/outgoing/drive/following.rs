@@ -2,7 +2,7 @@
 //!
 //! At the end of an epoch the tracker tells which pages were dirtied in it, the predictor learns from that, and of the
 //! stale pages the coldest go, as many as the window takes; the others stay marked. Asked for the hand-over, QEMU is let
-//! go, all that is stale goes in a round, and the policy decides as for any move.
+//! go, and the policy decides: it may be that all that is stale goes in a round, or that there is no time for one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,8 +74,7 @@ impl Drive {
     fn begin_to_reread(&mut self) {
         self.epoch.reread = Reread::UnderWay;
         if let Some(bulk) = &mut self.bulk {
-            bulk.mark_readable();
-            bulk.begin_round();
+            bulk.begin_to_reread();
         }
     }
 
@@ -231,7 +230,16 @@ impl Drive {
         match (self.looks_may_miss(), self.bulk.as_ref().is_some_and(Bulk::is_idle)) {
             (true, true) => self.begin_to_reread(),
             (true, false) => self.epoch.reread = Reread::Wanted,
-            (false, _) => self.begin_round_if_idle(),
+            // A round over nothing, so that the policy decides: what is stale may be more than can go in time.
+            (false, true) => self.begin_empty_round(),
+            (false, false) => {}
+        }
+    }
+
+    fn begin_empty_round(&mut self) {
+        let limit = self.agent.config.limits.bandwidth;
+        if let Some(bulk) = &mut self.bulk {
+            bulk.begin_round_of(&[], limit);
         }
     }
 

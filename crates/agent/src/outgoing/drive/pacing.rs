@@ -23,7 +23,11 @@ const MAX_PACE_BYTES_PER_SECOND: u64 = 16 << 30;
 /// Dirty syncs in a tick that are enough.
 const LOOKS_PER_TICK: u64 = 2;
 /// While a guest is followed, its QEMU is looked at so often only: nothing is urgent, and hours add up.
-const FOLLOWED_LOOK_EVERY: Duration = Duration::from_millis(500);
+const FOLLOWED_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The least that it may write per second then.
+const MIN_FOLLOWED_BYTES_PER_SECOND: u64 = 8_000;
+/// Dirty syncs that are enough between two such looks.
+const FOLLOWED_SYNCS: u64 = 2;
 /// A guest that dirties less is calm.
 const CALM_BYTES_PER_SECOND: u64 = 2 << 20;
 /// Ticks that tell whether a guest is calm: a paced QEMU tells in bursts.
@@ -130,13 +134,20 @@ impl Drive {
         // A stream that was begun anew is not paced yet.
         let unpaced = self.pace.bytes_per_second.is_none();
         let now = self.pace.bytes_per_second.unwrap_or(MIN_PACE_BYTES_PER_SECOND);
-        let wanted = if looks > LOOKS_PER_TICK {
+        let wanted = if self.is_following() {
+            followed_pace(now, looks, progress.remaining_bytes)
+        } else if looks > LOOKS_PER_TICK {
             (now * LOOKS_PER_TICK / looks).max(now / 8)
         } else {
             // A pass over what is dirty takes about two ticks.
             progress.remaining_bytes.saturating_mul(5).max(now)
         };
-        let wanted = wanted.clamp(MIN_PACE_BYTES_PER_SECOND, MAX_PACE_BYTES_PER_SECOND);
+        let least = if self.is_following() {
+            MIN_FOLLOWED_BYTES_PER_SECOND
+        } else {
+            MIN_PACE_BYTES_PER_SECOND
+        };
+        let wanted = wanted.clamp(least, MAX_PACE_BYTES_PER_SECOND);
         if unpaced || wanted.abs_diff(now) > now / 4 {
             self.set_pace(wanted).await;
         }
@@ -223,6 +234,18 @@ impl Drive {
     }
 }
 
+/// The pace of a followed guest's QEMU: what it knows to be dirty is told within half a second; with nothing to tell it falls
+/// at once to where it looks about twice a second.
+const fn followed_pace(now: u64, syncs: u64, remaining_bytes: u64) -> u64 {
+    if remaining_bytes > now {
+        remaining_bytes.saturating_mul(2)
+    } else if syncs > FOLLOWED_SYNCS {
+        now.saturating_mul(FOLLOWED_SYNCS) / syncs
+    } else {
+        now
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +271,15 @@ mod tests {
         pace.remember(ByteCount(800_000), TICK);
         pace.remember(ByteCount(0), TICK);
         assert!(pace.is_calm(0, ByteCount(0)));
+    }
+
+    #[test]
+    fn a_followed_qemu_falls_back_at_once_after_a_burst() {
+        let burst = followed_pace(8_000, 1, 4 << 20);
+        assert_eq!(burst, 8 << 20, "what it knows is told");
+        let after = followed_pace(burst, 900, 0);
+        assert!(after < 20_000, "{after}: 900 syncs in a second are too many");
+        assert_eq!(followed_pace(after, 2, 0), after);
     }
 
     #[test]
