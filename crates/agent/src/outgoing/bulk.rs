@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ use super::worker::{Mode, Order, Report, RoundDone, Worker};
 /// Memory for old contents and for digests of old contents, over all workers of a job.
 const CONTENT_CACHE_BYTES: usize = 8 << 20;
 const DIGEST_BYTES: usize = 20 << 20;
+/// Messages that ask for pages and wait to be answered, at most: a guest has few processors to wait with.
+const MAX_REQUESTS: usize = 1024;
 
 /// What the drive loop hears from workers.
 pub(super) type Reports = Arc<dyn Fn(usize, Report) + Send + Sync>;
@@ -59,7 +61,7 @@ pub(super) struct Bulk {
 }
 
 struct UrgentLink {
-    requests: Sender<Vec<PageId>>,
+    requests: SyncSender<Vec<PageId>>,
     handle: DataHandle,
 }
 
@@ -199,8 +201,9 @@ impl Bulk {
     /// The guest waits for these pages at the destination.
     pub(super) fn wanted(&self, pages: Vec<PageId>) {
         if let Some(urgent) = &self.urgent {
-            // One that is gone has reported why.
-            let _ = urgent.requests.send(pages);
+            // One that is gone has reported why. A destination that asks faster than its link carries is not remembered
+            // without end: what is left out comes by the push.
+            let _ = urgent.requests.try_send(pages);
         }
     }
 
@@ -434,7 +437,7 @@ fn start_urgent(
         content_cache_bytes: 0,
         digest_bytes: 0,
     };
-    let (requests, inbox) = channel();
+    let (requests, inbox) = sync_channel(MAX_REQUESTS);
     let handle = link.handle().map_err(|error| error.to_string())?;
     let urgent = Urgent {
         shared: Arc::clone(shared),

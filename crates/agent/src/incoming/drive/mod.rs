@@ -31,6 +31,10 @@ use handle::FromPeer;
 /// Pages of blocks that QEMU has to be fed go ahead this often.
 const FEED_EVERY: Duration = Duration::from_millis(100);
 
+/// A QEMU that was given a guest without all its pages has taken the locks of its images, which the source needs to go on:
+/// it waits for the commit no longer than this.
+const LOADED_FAULTING: Duration = Duration::from_secs(3);
+
 /// What happens on this host. There is little of it; what peers send waits in a queue of its own, which is bounded.
 enum Event {
     Stream(StreamEvent),
@@ -238,6 +242,8 @@ impl Drive {
                 Effect::KillQemu => self.kill().await,
                 Effect::RecoverStream => self.recover_stream().await,
                 Effect::WatchSource(limit) => {
+                    let faulting = self.streams.faulting().is_some();
+                    let limit = if faulting { limit.min(LOADED_FAULTING) } else { limit };
                     self.watch_until = Some(tokio::time::Instant::now() + limit);
                 }
                 Effect::End(end) => self.end(&end),

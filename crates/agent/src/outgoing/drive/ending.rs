@@ -15,8 +15,8 @@ use crate::registry::Owner;
 use crate::vm::{describe_exit, quote_log};
 
 /// Attempts to resume a guest, and the time between them.
-const RETURN_ATTEMPTS: u32 = 30;
-const RETURN_EVERY: Duration = Duration::from_secs(1);
+const RETURN_ATTEMPTS: u32 = 150;
+const RETURN_EVERY: Duration = Duration::from_millis(200);
 /// From the end of QEMU's monitor to that of its process.
 const DEATH_TAKES: Duration = Duration::from_secs(2);
 

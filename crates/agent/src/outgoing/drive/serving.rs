@@ -118,6 +118,13 @@ impl Drive {
 
     /// What the destination lacks, piece by piece; with the last one the data connections are made.
     pub(super) async fn lacking(&mut self, lacking: post_copy::Lacking) {
+        let layout = self.head.as_ref().map(|head| head.memory.layout());
+        let layout = layout.or(self.stored.as_ref().map(|stored| &stored.layout));
+        let most = layout.map_or(0, |layout| layout.pages() as usize);
+        if self.rejoining.lacking.len() + lacking.runs.len() > most {
+            let why = format!("expected at most {most} runs of lacking pages, found more");
+            return self.fact(Fact::PeerFailed(why));
+        }
         self.rejoining.lacking.extend(lacking.runs);
         if !lacking.last {
             return;
