@@ -256,7 +256,8 @@ pub(crate) fn journaled_state(agent: &Agent, peer: &HostName, inquire: &Inquire)
         Some("running") => return AnswerState::Running,
         Some("discarded") => return AnswerState::Discarded,
         Some("unknown") => return AnswerState::Unknown,
-        Some("lost") => return AnswerState::Lost,
+        // A person's decision here is no reason for the source to end what it has.
+        Some("lost") if story.resolved.is_none() => return AnswerState::Lost,
         _ => {}
     }
     match story.side {
