@@ -32,7 +32,7 @@ fn a_move_that_fails_leaves_the_disk_with_its_guest() -> Result<()> {
         let image = pair.shared_folder().join("disk.img");
         let vm = start_with_disk(pair, &image)?;
         pair.world().shape(Rate { bytes_per_second: 1_250_000 })?;
-        let moved = vm.try_migrate(pair, &["--timeout", "4"])?;
+        let moved = vm.try_migrate(pair, &["--strategy", "precopy", "--timeout", "4"])?;
         moved.check(1, "failed", "source")?;
         vm.check_still_here(pair)?;
         check_only_writer(pair, &vm, &image)?;
