@@ -8,6 +8,7 @@ use sterna_host::tls::{
 };
 use sterna_model::{HostName, Refusal};
 use sterna_wire::evidence::EVIDENCE;
+use sterna_wire::message::PACKED_STATE;
 use sterna_wire::post_copy::POST_COPY;
 use sterna_wire::{
     Agreed, Capabilities, Frame, FrameKind, FrameReader, FrameWriter, Hello, HelloError, Offer,
@@ -23,7 +24,7 @@ use crate::link::Greeted;
 pub(crate) const SOFTWARE: &str = concat!("sterna ", env!("CARGO_PKG_VERSION"));
 
 /// What this build does beyond the protocol's minimum.
-const CAPABILITIES: [&str; 2] = [EVIDENCE, POST_COPY];
+const CAPABILITIES: [&str; 3] = [EVIDENCE, PACKED_STATE, POST_COPY];
 
 /// A peer to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]

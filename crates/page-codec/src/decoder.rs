@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use sterna_model::{PAGE_BYTES, Page, PageHash, PageId, ZERO_PAGE};
 
 use crate::bytes::Bytes;
-use crate::format::{Kind, Record, Section, Sections, no_rest};
+use crate::format::{Kind, MAX_BODY_BYTES, Record, Section, Sections, no_rest};
 use crate::pack::Unpacker;
 use crate::runs::{Coding, apply};
 use crate::{FormatError, NoMemory, PageKey, page_hash};
@@ -162,7 +162,7 @@ impl Decoder {
     /// # Errors
     /// When there is no memory for zstd.
     pub fn new(key: PageKey, pages: u32) -> Result<Self, NoMemory> {
-        let unpacker = Unpacker::new().ok_or(NoMemory)?;
+        let unpacker = Unpacker::new(MAX_BODY_BYTES).ok_or(NoMemory)?;
         Ok(Self { key, pages, unpacker, page: Box::new(ZERO_PAGE), entries: Vec::new() })
     }
 

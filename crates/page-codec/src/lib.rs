@@ -16,6 +16,8 @@
 //! No harm comes of it, since every record says what its page must hash to, and the decoder recomputes that hash. A
 //! wrong belief costs a round trip: the destination reports the page as missing and the source sends it as a literal.
 //!
+//! The device state travels beside them, packed as well ([`pack_state`]).
+//!
 //! Pure: no clock, no thread, no I/O. The only foreign code is zstd and BLAKE3.
 #![no_std]
 
@@ -37,6 +39,7 @@ mod pack;
 mod probe;
 mod runs;
 mod slots;
+mod state;
 
 pub use decoder::{BatchOutcome, DecodeError, Decoder, Missing, PageStore, Stored};
 pub use encoder::{
@@ -47,3 +50,4 @@ pub use governor::{BatchFacts, Governor, Processors};
 pub use hash::{PageKey, is_zero, page_hash};
 pub use known::{Entry, Known};
 pub use pack::{Effort, Level};
+pub use state::{StateError, pack_state, unpack_state};

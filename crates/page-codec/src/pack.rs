@@ -1,4 +1,4 @@
-//! zstd, one frame for all packed bytes of a batch, with its contexts reused.
+//! zstd, one frame for all packed bytes of a batch (or a device state), with its contexts reused.
 
 use alloc::vec::Vec;
 
@@ -76,25 +76,26 @@ impl Packer {
 /// Decompressor.
 pub(crate) struct Unpacker {
     context: DCtx<'static>,
+    limit_bytes: usize,
     body: Vec<u8>,
 }
 
 impl Unpacker {
-    /// `None` when there is no memory for it.
-    pub(crate) fn new() -> Option<Self> {
+    /// One that unpacks at most `limit_bytes` at a time; `None` when there is no memory for it.
+    pub(crate) fn new(limit_bytes: usize) -> Option<Self> {
         let mut context = DCtx::try_create()?;
         context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).ok()?;
-        Some(Self { context, body: Vec::new() })
+        Some(Self { context, limit_bytes, body: Vec::new() })
     }
 
     /// What `packed` was made of, which must be one frame of exactly `length_bytes`. The caller has checked that this
-    /// is at most [`MAX_BODY_BYTES`]; zstd writes no further, whatever the frame says.
+    /// is at most the limit; zstd writes no further, whatever the frame says.
     pub(crate) fn unpack(
         &mut self,
         packed: &[u8],
         length_bytes: usize,
     ) -> Result<&[u8], FormatError> {
-        let expected = length_bytes.min(MAX_BODY_BYTES);
+        let expected = length_bytes.min(self.limit_bytes);
         if expected == 0 {
             return if packed.is_empty() { Ok(&[]) } else { Err(FormatError::Packed { expected }) };
         }
@@ -123,7 +124,7 @@ mod tests {
     fn packs_what_shrinks_at_all_levels() {
         let body = b"a guest page has its habits, ".repeat(3000);
         let mut packer = Packer::new().unwrap();
-        let mut unpacker = Unpacker::new().unwrap();
+        let mut unpacker = Unpacker::new(MAX_BODY_BYTES).unwrap();
         for level in (-7..=19).filter_map(Level::new) {
             let packed = packer.pack(&body, level).unwrap();
             assert!(packed.len() < body.len() / 10);
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn a_bomb_does_not_go_off() {
         let bomb = Packer::new().unwrap().pack(&vec![0; 8 << 20], Level::FAST).unwrap().to_vec();
-        let mut unpacker = Unpacker::new().unwrap();
+        let mut unpacker = Unpacker::new(MAX_BODY_BYTES).unwrap();
         assert!(unpacker.unpack(&bomb, 8 << 20).is_err());
         assert!(unpacker.unpack(&bomb, 4096).is_err());
         assert!(unpacker.body.is_empty());

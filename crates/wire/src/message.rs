@@ -164,6 +164,9 @@ pub struct StreamCommand {
     pub data: Blob<MAX_COMMAND_BYTES>,
 }
 
+/// The capability of agents that send device state packed.
+pub const PACKED_STATE: &str = "packed-state";
+
 /// Everything was sent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,8 +176,12 @@ pub struct Final {
     pub root: Root,
     /// Frames sent on each data connection, its Hello not counted.
     pub frames_per_connection: Vec<u64>,
-    /// Bytes in the device state, over all Tail frames.
+    /// Bytes over all Tail frames: the device state, or its packed form.
     pub tail_bytes: u64,
+    /// Bytes of the device state if the tail is its packed form, one zstd frame; else 0. Only between agents that both have
+    /// the capability [`PACKED_STATE`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub state_bytes: u64,
     /// Whether the guest ran before it was stopped for the move: it goes on as it was.
     pub guest: GuestState,
     /// Commands that QEMU's stream carried before the end of guest memory: the destination's QEMU has to see them there.

@@ -35,6 +35,8 @@ const HARM: [(Harm, &str); 15] = [
     (Harm::OtherMachine, "QEMU"),
     (Harm::TooMuchState, "expected at most 67108864 bytes of device state"),
     (Harm::DamagedState, "QEMU"),
+    (Harm::UnpackableState(100_000), "expected one zstd frame of 100000 bytes of device state"),
+    (Harm::UnpackableState(u64::MAX), "expected at most 67108864 bytes of device state"),
     (Harm::EarlyCommit, ""),
     (Harm::OtherEpoch, "expected a commit of epoch"),
     (Harm::OutOfTurn, "out of turn"),
@@ -54,6 +56,7 @@ enum Harm {
     OtherMachine,
     TooMuchState,
     DamagedState,
+    UnpackableState(u64),
     EarlyCommit,
     OtherEpoch,
     OutOfTurn,
@@ -137,6 +140,12 @@ async fn do_harm(bench: &Bench, alpha: &TlsIdentity, job: &str, harm: Harm) -> R
             kept.extend([data(0).await?, data(1).await?]);
             source.send_frame(FrameKind::Tail, &[0xee; 4096]).await?;
             source.send(&last(4096)).await?;
+        }
+        Harm::UnpackableState(state_bytes) => {
+            source.send(&head(MACHINE, "pc.ram", RAM_BYTES)?).await?;
+            kept.extend([data(0).await?, data(1).await?]);
+            source.send_frame(FrameKind::Tail, &[0xee; 4096]).await?;
+            source.send(&packed(4096, state_bytes)).await?;
         }
         Harm::EarlyCommit => source.send(&Message::Commit(Commit { epoch: Epoch(5) })).await?,
         Harm::OtherEpoch => source.send(&Message::Commit(Commit { epoch: Epoch(6) })).await?,
@@ -429,10 +438,16 @@ pub(crate) fn head(machine: &str, block: &str, bytes: u64) -> Result<Message> {
 }
 
 pub(crate) fn last(tail_bytes: u64) -> Message {
+    packed(tail_bytes, 0)
+}
+
+/// As [`last`], of device state that was packed from so many bytes.
+fn packed(tail_bytes: u64, state_bytes: u64) -> Message {
     Message::Final(Final {
         root: Root::ZERO_MEMORY,
         frames_per_connection: vec![0, 0],
         tail_bytes,
+        state_bytes,
         guest: GuestState::Running,
         commands: Vec::new(),
     })

@@ -156,6 +156,7 @@ fn messages_out_of_turn_begin_nothing() -> Result<()> {
             root: Root::ZERO_MEMORY,
             frames_per_connection: vec![u64::MAX; 64],
             tail_bytes: u64::MAX,
+            state_bytes: 0,
             guest: GuestState::Running,
             commands: Vec::new(),
         };

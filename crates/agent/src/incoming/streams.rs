@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sterna_host::memory::BlockMemory;
 use sterna_host::tls::{DataHandle, DataStream};
 use sterna_model::{BlockName, ByteCount, PageId, Root};
-use sterna_page_codec::PageKey;
+use sterna_page_codec::{PageKey, unpack_state};
 use sterna_qemu_stream::{Command, Configuration, RamSection, ReturnPath};
 use sterna_wire::message::{self as wire, Prepare};
 use sterna_wire::{FrameReader, Message, Verify};
@@ -335,9 +335,7 @@ impl Streams {
     /// When it is more than any QEMU sends.
     pub(super) fn tail(&mut self, bytes: &[u8]) -> Result<(), String> {
         if self.tail.len() + bytes.len() > MAX_TAIL_BYTES {
-            return Err(format!(
-                "expected at most {MAX_TAIL_BYTES} bytes of device state, found more"
-            ));
+            return Err(too_much_state());
         }
         self.tail.extend_from_slice(bytes);
         Ok(())
@@ -382,17 +380,33 @@ impl Streams {
     }
 
     /// Lets QEMU load the device state.
-    pub(super) fn finish(&mut self) {
+    ///
+    /// # Errors
+    /// When the tail is not what the source said.
+    pub(super) fn finish(&mut self) -> Result<(), String> {
         let commands =
             self.last.as_ref().map(|last| last.commands.iter().filter_map(command).collect());
+        let tail = self.device_state()?;
         if let Some(loader) = self.loader.take() {
-            let tail = std::mem::take(&mut self.tail);
             let faulting = self.memory.as_ref().and_then(|memory| memory.begin_faulting());
             let commands = commands.unwrap_or_default();
             let _ = loader.send(match faulting {
                 Some(faulting) => Order::FinishFaulting(commands, tail, faulting),
                 None => Order::Finish(commands, tail),
             });
+        }
+        Ok(())
+    }
+
+    /// What the tail is, or is the packed form of.
+    fn device_state(&mut self) -> Result<Vec<u8>, String> {
+        let tail = std::mem::take(&mut self.tail);
+        match self.last.as_ref().map_or(0, |last| last.state_bytes) {
+            0 => Ok(tail),
+            bytes => match usize::try_from(bytes).ok().filter(|bytes| *bytes <= MAX_TAIL_BYTES) {
+                Some(bytes) => unpack_state(&tail, bytes).map_err(|error| error.to_string()),
+                None => Err(too_much_state()),
+            },
         }
     }
 
@@ -436,6 +450,10 @@ impl Streams {
         // The job may be asked what became of it for long; it does not need the guest's memory for that.
         self.tail = Vec::new();
     }
+}
+
+fn too_much_state() -> String {
+    format!("expected at most {MAX_TAIL_BYTES} bytes of device state, found more")
 }
 
 fn command(command: &wire::StreamCommand) -> Option<Command> {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use sterna_migration::tracker::Tracker;
 use sterna_model::{Layout, PageId};
+use sterna_page_codec::pack_state;
 use sterna_qemu_stream::{Command, Configuration, Event, Parser, RamPartKind, RamSection};
 
 use super::memory::SourceMemory;
@@ -59,8 +60,22 @@ pub(super) struct Head {
 pub(super) struct Tail {
     /// Commands that the destination's QEMU has to see before the end of guest memory.
     pub commands: Vec<Command>,
-    /// Device state, end mark and description.
+    /// Device state, end mark and description; packed or not.
     pub bytes: Vec<u8>,
+    /// If packed, the bytes that it was; else 0.
+    pub packed_from_bytes: u64,
+}
+
+impl Tail {
+    /// Packs what is not packed, where that makes it shorter.
+    pub(super) fn pack(&mut self) {
+        if self.packed_from_bytes == 0
+            && let Some(packed) = pack_state(&self.bytes)
+        {
+            self.packed_from_bytes = self.bytes.len() as u64;
+            self.bytes = packed;
+        }
+    }
 }
 
 /// What the reader counts while it reads; the pacer looks at it.

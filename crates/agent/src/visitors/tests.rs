@@ -90,6 +90,7 @@ async fn pings_and_questions_are_answered_before_a_job_begins() {
         root: sterna_model::Root::ZERO_MEMORY,
         frames_per_connection: Vec::new(),
         tail_bytes: 0,
+        state_bytes: 0,
         guest: GuestState::Running,
         commands: Vec::new(),
     };

@@ -48,10 +48,25 @@ fn any_message() -> impl Strategy<Value = (Sender, Message)> {
             })
         ),
         any_stream_head().prop_map(Message::StreamHead),
-        (root(), frames(), any::<u64>(), guest, proptest::collection::vec(any_command(), 0..5))
-            .prop_map(|(root, frames_per_connection, tail_bytes, guest, commands)| {
-                Message::Final(Final { root, frames_per_connection, tail_bytes, guest, commands })
-            }),
+        (
+            root(),
+            frames(),
+            any::<(u64, u64)>(),
+            guest,
+            proptest::collection::vec(any_command(), 0..5)
+        )
+            .prop_map(
+                |(root, frames_per_connection, (tail_bytes, state_bytes), guest, commands)| {
+                    Message::Final(Final {
+                        root,
+                        frames_per_connection,
+                        tail_bytes,
+                        state_bytes,
+                        guest,
+                        commands,
+                    })
+                }
+            ),
         text().prop_map(|reason| Message::Abort(Abort { reason })),
         any::<[u64; 2]>().prop_map(|[nonce, sent_ns]| Message::Ping(Echo { nonce, sent_ns })),
     ];
@@ -171,6 +186,7 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
         root: root(),
         frames_per_connection: vec![u64::MAX; MAX_FRAME_COUNTS],
         tail_bytes: u64::MAX,
+        state_bytes: 0,
         guest: GuestState::Running,
         commands: vec![command; MAX_COMMANDS],
     };
@@ -271,6 +287,7 @@ fn one_above_a_limit_is_an_error_that_names_it() {
         root: root(),
         frames_per_connection: vec![0; MAX_FRAME_COUNTS],
         tail_bytes: 0,
+        state_bytes: 0,
         guest: GuestState::Running,
         commands: Vec::new(),
     };

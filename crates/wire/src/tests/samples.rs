@@ -117,6 +117,7 @@ fn from_source() -> Vec<Message> {
         root: root(),
         frames_per_connection,
         tail_bytes: 345_678,
+        state_bytes: 0,
         guest: GuestState::Paused,
         commands: vec![StreamCommand { command: 11, data: Blob::default() }],
     };
@@ -124,7 +125,8 @@ fn from_source() -> Vec<Message> {
         Message::Prepare(prepare()),
         Message::Prepare(Prepare { evidence: Some(evidence()), ..prepare() }),
         Message::StreamHead(stream_head()),
-        Message::Final(sent),
+        Message::Final(sent.clone()),
+        Message::Final(Final { tail_bytes: 5678, state_bytes: 345_678, ..sent }),
         Message::Commit(Commit { epoch: Epoch(5) }),
         Message::Abort(Abort { reason: Text::new("the user cancelled") }),
         Message::Inquire(Inquire { job: job.clone(), uuid, epoch: Epoch(5) }),

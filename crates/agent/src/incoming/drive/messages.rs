@@ -191,7 +191,9 @@ impl Drive {
         if let Some(root) = self.streams.take_complete() {
             self.load_begun = Instant::now();
             self.fact(Fact::FinalReceived(root));
-            self.streams.finish();
+            if let Err(why) = self.streams.finish() {
+                self.fact(Fact::Failed(why));
+            }
         }
     }
 

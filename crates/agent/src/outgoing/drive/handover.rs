@@ -106,9 +106,11 @@ impl Drive {
                 bulk.cut_short();
             }
         }
-        if let Some(link) = &self.link
-            && let Err(error) = link.send_tail(&self.tail.bytes).await
-        {
+        let Some(link) = &self.link else { return };
+        if link.capabilities().contains(wire::PACKED_STATE) {
+            self.tail.pack();
+        }
+        if let Err(error) = link.send_tail(&self.tail.bytes).await {
             self.fact(Fact::PeerLost(error.to_string()));
         }
     }
@@ -122,6 +124,7 @@ impl Drive {
             root: round.sum.root,
             frames_per_connection: round.frames.clone(),
             tail_bytes: self.tail.bytes.len() as u64,
+            state_bytes: self.tail.packed_from_bytes,
             guest: if self.guest_ran { GuestState::Running } else { GuestState::Paused },
             commands: commands.collect(),
         });
