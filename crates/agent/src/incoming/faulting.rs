@@ -126,20 +126,26 @@ impl Faulting {
 
     /// A page came. Waits while QEMU has much to take, unless the guest waits for this one.
     pub(super) fn place(&self, page: PageId, content: Option<&Page>, lane: Lane) {
-        if !self.lacking.clear(page) {
+        if !self.lacking.is_set(page) {
             return;
         }
         let placed = Placed { page, content: content.map(|content| Box::new(*content)) };
         let awaited = lock(&self.waits).since.contains_key(&page);
         let mut queue = lock(&self.queue);
-        if awaited {
-            queue.urgent.push_back(placed);
-        } else {
-            while !queue.closed && queue.of(lane).len() >= MAX_QUEUED {
-                queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            }
-            queue.of(lane).push_back(placed);
+        let stream = queue.stream;
+        if !self.lacking.clear(page) {
+            return;
         }
+        let lane = if awaited { Lane::Urgent } else { lane };
+        while !awaited && !queue.closed && queue.of(lane).len() >= MAX_QUEUED {
+            queue = self.emptied.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            if queue.stream != stream {
+                // What is lacking was found out anew meanwhile, and this page is among it: it comes again. Placed twice,
+                // it would end QEMU.
+                return;
+            }
+        }
+        queue.of(lane).push_back(placed);
         // Counted only now: with none left and an empty queue, all is done.
         self.left.fetch_sub(1, Ordering::AcqRel);
         self.filled.notify_one();
@@ -154,6 +160,8 @@ impl Faulting {
                 waits.latency.requests += 1;
                 waits.since.insert(page, Instant::now());
                 from_source.push(page);
+            } else if lock(&self.queue).hurry(page) {
+                // It is here, behind others.
             } else if !self.with_zeros.load(Ordering::Acquire)
                 && is_zero(page)
                 && self.zeroed.set(page)
@@ -232,6 +240,14 @@ impl Queue {
             Lane::Urgent => &mut self.urgent,
             Lane::Bulk => &mut self.others,
         }
+    }
+
+    /// Puts a page that waits among the others before them; says whether it was there.
+    fn hurry(&mut self, page: PageId) -> bool {
+        let at = self.others.iter().position(|placed| placed.page == page);
+        let placed = at.and_then(|at| self.others.remove(at));
+        self.urgent.extend(placed);
+        at.is_some()
     }
 }
 
@@ -324,6 +340,14 @@ mod tests {
     }
 
     #[test]
+    fn what_has_come_and_is_waited_for_goes_before_what_has_come() {
+        let faulting = Faulting::new(10, (0..5).map(PageId));
+        (0..5).for_each(|page| faulting.place(PageId(page), None, Lane::Bulk));
+        assert!(faulting.asked(3..4, |_| true).is_empty(), "the source is not asked");
+        assert_eq!(pages(faulting.next(0, 10)), [3, 0, 1, 2, 4]);
+    }
+
+    #[test]
     fn a_zero_page_is_answered_here_and_once() {
         let faulting = Faulting::new(10, std::iter::once(PageId(1)));
         assert!(faulting.asked(3..5, |page| page.0 == 3).is_empty());
@@ -345,6 +369,27 @@ mod tests {
         assert!(faulting.asked(1..2, |_| true).is_empty());
         faulting.place(PageId(2), None, Lane::Bulk);
         assert_eq!(pages(faulting.next(1, 5)), [2]);
+    }
+
+    #[test]
+    fn a_page_that_waited_while_the_stream_broke_comes_again() {
+        let most = u32::try_from(MAX_QUEUED).unwrap();
+        let faulting = Faulting::new(5000, (0..5000).map(PageId));
+        (0..most).for_each(|page| faulting.place(PageId(page), None, Lane::Bulk));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| faulting.place(PageId(most), None, Lane::Bulk));
+            // Its bit is cleared with the queue locked, which it leaves only to wait.
+            while faulting.lacking.is_set(PageId(most)) {
+                std::thread::yield_now();
+            }
+            drop(lock(&faulting.queue));
+            faulting.reset((most..most + 1).map(PageId));
+            waits.join().unwrap();
+        });
+        assert_eq!(faulting.left(), 1);
+        faulting.place(PageId(most), None, Lane::Bulk);
+        assert_eq!(pages(faulting.next(1, 10)), [most]);
+        assert!(matches!(faulting.next(1, 10), Next::Complete));
     }
 
     #[test]
