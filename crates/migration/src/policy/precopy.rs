@@ -16,8 +16,8 @@ use super::{Decision, NEGLIGIBLE, Policy, RoundFacts, downtime, out_of_time};
 const SHRINKS_PERCENT: u64 = 80;
 /// Rounds in a row that may fail to shrink the rest, while it does not fit the limit.
 const PATIENCE_ROUNDS: u32 = 12;
-/// The same where post-copy is possible: more rounds would only send the same pages again.
-const PATIENCE_WITH_POST_COPY_ROUNDS: u32 = 4;
+/// The same where post-copy is possible: more rounds would only send the same pages again. One alone may be chance.
+const PATIENCE_WITH_POST_COPY_ROUNDS: u32 = 2;
 /// Bytes on the wire, at most, in multiples of the guest's memory.
 const MEMORY_MULTIPLES: u64 = 16;
 /// Rounds, at most.
