@@ -51,5 +51,6 @@ pub mod journal;
 pub mod outcome;
 pub mod policy;
 pub mod predictor;
+pub mod push_window;
 pub mod source;
 pub mod tracker;
