@@ -43,7 +43,7 @@ impl Part {
     }
 }
 
-/// Writes the parts of a run from one seed.
+/// Writes the parts of a run from one seed; the file is replaced at once, so that who is killed here leaves a whole one.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -53,5 +53,7 @@ pub fn write(path: &Path, seed: u64, parts: &[Part]) -> Result<(), CorpusError> 
     let text = text.map_err(|error| failed(std::io::Error::other(error)))?;
     let folder = path.parent().unwrap_or(path);
     std::fs::create_dir_all(folder).map_err(failed)?;
-    std::fs::write(path, text + "\n").map_err(failed)
+    let draft = path.with_extension("json.new");
+    std::fs::write(&draft, text + "\n").map_err(failed)?;
+    std::fs::rename(&draft, path).map_err(failed)
 }

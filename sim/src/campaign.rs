@@ -45,6 +45,21 @@ pub struct Tally {
     pub outcomes: std::collections::BTreeMap<String, u64>,
 }
 
+impl Tally {
+    /// Takes in what other runs came to.
+    pub fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.events += other.events;
+        self.longest_stood = self.longest_stood.max(other.longest_stood);
+        self.whole += other.whole;
+        self.rejoined += other.rejoined;
+        self.lacking += other.lacking;
+        for (outcome, often) in &other.outcomes {
+            *self.outcomes.entry(outcome.clone()).or_default() += often;
+        }
+    }
+}
+
 /// Runs seeds until one fails; notes what they came to.
 pub fn first_failure(
     seeds: Range<u64>,

@@ -1,8 +1,12 @@
-//! Moves from many seeds: no oracle complains. With STERNA_SOAK=1 for twenty minutes on all cores.
+//! Moves from many seeds: no oracle complains. With STERNA_SOAK=1 for twenty minutes on all cores
+//! (`STERNA_SIM_SECONDS`), with a result to commit: `results/soak.json`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod soaked;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use soaked::Soaked;
 use sterna_sim::campaign::{Tally, first_failure};
 use sterna_sim::run::Options;
 
@@ -10,7 +14,8 @@ use sterna_sim::run::Options;
 const SEEDS: u64 = 110_000;
 /// The soak begins behind these.
 const SOAK_FROM: u64 = 1_000_000;
-const SOAK_TIME: Duration = Duration::from_secs(20 * 60);
+/// Unless `STERNA_SIM_SECONDS` says otherwise.
+const SOAK_SECONDS: u64 = 20 * 60;
 /// Seeds between two looks at the clock.
 const PIECE: u64 = 5_000;
 
@@ -33,27 +38,37 @@ fn no_law_is_broken() {
     }
 }
 
+/// All cores take pieces of the seeds until the time is over or one fails. The result is written either way.
 #[test]
 fn no_law_is_broken_in_a_soak() {
     if std::env::var_os("STERNA_SOAK").is_none_or(|value| value != "1") {
         return;
     }
-    let (begun, next) = (Instant::now(), AtomicU64::new(SOAK_FROM));
+    let seconds = std::env::var("STERNA_SIM_SECONDS").ok().and_then(|text| text.parse().ok());
+    let time = Duration::from_secs(seconds.unwrap_or(SOAK_SECONDS));
+    let (begun, next, broken) = (Instant::now(), AtomicU64::new(SOAK_FROM), AtomicBool::new(false));
     let soak = || {
         let mut tally = Tally::default();
-        while begun.elapsed() < SOAK_TIME {
+        while begun.elapsed() < time && !broken.load(Ordering::Relaxed) {
             let from = next.fetch_add(PIECE, Ordering::Relaxed);
-            if let Some(failure) = first_failure(from..from + PIECE, Options::default(), &mut tally)
-            {
-                panic!("{failure}");
+            let seeds = from..from + PIECE;
+            if let Some(failure) = first_failure(seeds, Options::default(), &mut tally) {
+                broken.store(true, Ordering::Relaxed);
+                return (tally, Some(failure));
             }
         }
-        tally.runs
+        (tally, None)
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runs: u64 = std::thread::scope(|scope| {
+    let ended: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(soak)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a seed fails, see above")).sum()
+        threads.into_iter().map(|thread| thread.join().expect("a simulation panicked")).collect()
     });
-    println!("{runs} seeds in {:?}", begun.elapsed());
+    let mut tally = Tally::default();
+    ended.iter().for_each(|(part, _)| tally.add(part));
+    let failures: Vec<String> =
+        ended.into_iter().filter_map(|(_, failure)| Some(failure?.to_string())).collect();
+    let soaked = Soaked { first_seed: SOAK_FROM, cores, took: begun.elapsed(), tally, failures };
+    soaked.write().expect("the result is kept");
+    assert!(soaked.failures.is_empty(), "{}", soaked.failures.join("\n"));
 }
