@@ -37,7 +37,7 @@ impl Soaked {
                 "ended": self.tally.outcomes,
                 "became_whole_at_once": self.tally.whole,
                 "became_whole_after_rejoining": self.tally.rejoined,
-                "lacked_pages_for_ever": self.tally.lacking,
+                "did_not_become_whole": self.tally.lacking,
             },
             "failures": self.failures,
         });
