@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 const TAIL_FRAMES: usize = 257;
 
 /// What a source does to a job that is prepared, and what the agent says then.
-const HARM: [(Harm, &str); 15] = [
+const HARM: [(Harm, &str); 17] = [
     (Harm::GarbagePages, "expected"),
     (Harm::WrongFrame, "expected a frame of pages"),
     (Harm::WrongConnection, "expected a data connection of 0 to 1"),
