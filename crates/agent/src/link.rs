@@ -13,7 +13,7 @@ use sterna_wire::{
     Capabilities, FrameKind, FrameReader, FrameWriter, HEADER_BYTES, Message, MessageError, Sender,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::Instrument as _;
 
 /// What may wait to be heard of one connection: each is a frame, so at most so many MiB.
@@ -56,6 +56,7 @@ pub(crate) struct Link {
     unsent: mpsc::Sender<(FrameKind, Vec<u8>)>,
     counts: Arc<Counts>,
     capabilities: Arc<Capabilities>,
+    left: Arc<Notify>,
 }
 
 /// Bytes of a control connection, frame headers included.
@@ -91,11 +92,14 @@ impl Link {
         let writing = write_all(write_half, greeted.writer, messages, Arc::clone(&counts));
         tokio::spawn(writing.in_current_span());
         let (reading, reader_of) = (Arc::clone(&counts), peer.clone());
+        let left = Arc::new(Notify::new());
+        let leaving = Arc::clone(&left);
         tokio::spawn(async move {
             let mut read_half = read_half;
             let end = tokio::select! {
                 end = read_all(&mut read_half, greeted.reader, them, &reading, &inbound) => end,
                 () = inbound.closed() => End::Unheard,
+                () = leaving.notified() => End::Unheard,
             };
             if let End::Misbehaved(_) = &end {
                 tracing::warn!(peer = %reader_of, why = %end, "a peer's connection is closed");
@@ -105,7 +109,7 @@ impl Link {
             }
             let _ = inbound.send(Inbound::Closed(end.to_string())).await;
         });
-        Self { peer, unsent, counts, capabilities }
+        Self { peer, unsent, counts, capabilities, left }
     }
 
     /// What both ends do beyond the protocol's minimum.
@@ -131,6 +135,11 @@ impl Link {
             self.push(FrameKind::Tail, piece.to_vec()).await?;
         }
         Ok(())
+    }
+
+    /// Nobody here listens to it any more; it closes when the last clone is dropped.
+    pub(crate) fn leave(&self) {
+        self.left.notify_one();
     }
 
     /// Whether it is this very connection.

@@ -2,6 +2,8 @@
 
 use tokio::sync::mpsc;
 
+use super::rejoining::Reached;
+use super::serving::DataConnection;
 use crate::link::{Inbound, Link, MAX_UNREAD};
 use crate::outgoing::reader::StreamEvent;
 use crate::outgoing::worker::Report as WorkerReport;
@@ -12,11 +14,14 @@ use crate::peer::PeerError;
 pub(super) enum Event {
     /// Of the stream of this number.
     Stream(u32, StreamEvent),
-    Worker(usize, WorkerReport),
+    /// Of the data connections of this number, and of them the worker of that one.
+    Worker(u32, usize, WorkerReport),
     QemuDied(String),
     Inquired(Result<Link, PeerError>),
     /// A destination at which the guest runs is reached again, or not.
-    Reached(Result<Link, PeerError>),
+    Reached(Reached),
+    /// The data connections of this attempt to join it again, or why there are none.
+    Joined(u32, Result<Vec<DataConnection>, String>),
 }
 
 /// Where the drive loop hears from.

@@ -18,6 +18,7 @@ impl Drive {
             }
             Inbound::Closed(why) => {
                 self.link = None;
+                self.rejoining.has_failed();
                 self.fact(Fact::PeerLost(why));
             }
         }
@@ -47,6 +48,8 @@ impl Drive {
                 self.gauge.marks.running = Some(Instant::now());
                 self.gauge.destination_memory =
                     sterna_model::ByteCount(running.peak_anonymous_bytes);
+                // It could not be joined while it was resumed: that is tried again.
+                self.rejoining.has_failed();
                 self.fact(Fact::PeerRunning { lacks_pages: running.lacks_pages > 0 });
             }
             Message::Wanted(wanted) => self.wanted_pages(wanted),
@@ -55,7 +58,7 @@ impl Drive {
                 self.fact(Fact::PeerVanished(vanished.reason.to_string()));
             }
             Message::Rejoined(rejoined) => self.rejoined(&rejoined),
-            Message::Lacking(lacking) => self.lacking(lacking).await,
+            Message::Lacking(lacking) => self.lacking(lacking),
             Message::Discarded(of) if of.job == *self.job.id() => self.fact(Fact::PeerDiscarded),
             Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),
             Message::Pong(echo) => self.pong(echo),

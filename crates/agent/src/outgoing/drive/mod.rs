@@ -9,6 +9,7 @@ mod inbox;
 mod messages;
 mod pacing;
 mod prepare;
+mod rejoining;
 mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -40,7 +41,7 @@ use copying::Again;
 use following::Epoch;
 use inbox::{Event, Heard, Inbox, Queues, queues};
 use pacing::Pace;
-use serving::Rejoining;
+use rejoining::Rejoining;
 
 pub(super) use prepare::prepare_message;
 
@@ -144,6 +145,10 @@ struct Drive {
     /// What the journal says of the guest's memory, after a restart.
     stored: Option<MemoryRecord>,
     bulk: Option<Bulk>,
+    /// Counts the sets of data connections: what the workers of an earlier one still say is nothing about this one.
+    connections: u32,
+    /// Our QEMU has ended.
+    qemu_is_gone: bool,
     head: Option<Head>,
     /// Streams that were begun; the last one counts.
     streams: u32,
@@ -204,6 +209,8 @@ impl Drive {
             rejoining: Rejoining::default(),
             stored: None,
             bulk: None,
+            connections: 0,
+            qemu_is_gone: false,
             head: None,
             streams: 0,
             again: Again::default(),
@@ -280,7 +287,8 @@ impl Drive {
             // What an earlier stream still says, when it is ended, is nothing about this one.
             Event::Stream(stream, event) if stream == self.streams => self.stream(event).await,
             Event::Stream(..) => {}
-            Event::Worker(number, WorkerReport::RoundDone(done)) => {
+            Event::Worker(connections, ..) if connections != self.connections => {}
+            Event::Worker(_, number, WorkerReport::RoundDone(done)) => {
                 if let Some(round) =
                     self.bulk.as_mut().and_then(|bulk| bulk.worker_done(number, done))
                 {
@@ -288,21 +296,24 @@ impl Drive {
                 }
             }
             // What broke it is most likely on its way, on the control connection.
-            Event::Worker(_, WorkerReport::Failed(why)) => {
+            Event::Worker(_, _, WorkerReport::Failed(why)) => {
                 self.broken.get_or_insert((Instant::now(), why));
             }
-            Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+            Event::QemuDied(why) => {
+                self.qemu_is_gone = true;
+                self.fact(Fact::QemuDied(why));
+            }
             Event::Inquired(Ok(link)) => {
+                self.leave_link();
+                self.heard_at = Instant::now();
                 self.link = Some(link);
                 self.inquire().await;
             }
             Event::Inquired(Err(error)) => {
                 tracing::warn!(%error, "the destination cannot be asked")
             }
-            Event::Reached(Ok(link)) => self.reached(link).await,
-            Event::Reached(Err(error)) => {
-                tracing::warn!(%error, "the guest waits for pages at the destination, which cannot be reached")
-            }
+            Event::Reached(reached) => self.reached(reached).await,
+            Event::Joined(attempt, data) => self.joined(attempt, data).await,
         }
     }
 
@@ -369,6 +380,7 @@ impl Drive {
         {
             return self.fact(Fact::PeerLost(why));
         }
+        self.look_for_silence();
         self.look_at_processors();
         let stopped = self.timers.contains_key(&Timer::Silence);
         let every = if stopped { PING_EVERY } else { PING_CALMLY_EVERY };

@@ -1,5 +1,6 @@
 //! Before anything is copied: looking at the VM, reaching the destination, getting both ready.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use sterna_model::JobId;
 use sterna_wire::message as wire;
 use sterna_wire::{Message, PageKey, Role, Sender as Side, Verify};
 
-use super::serving::into_links;
+use super::serving::{connect_data, into_links};
 use super::{Drive, choice};
 use crate::agent::Agent;
 use crate::journal::Entry;
@@ -87,7 +88,9 @@ impl Drive {
         self.gauge.destination_start = Duration::from_millis(prepared.start_ms);
         let post_copy = prepared.post_copy && self.asked_for_post_copy;
         let count = self.wanted.options.connections + u16::from(post_copy);
-        match self.connect_data(prepared.token, count).await {
+        let (agent, job) = (Arc::clone(&self.agent), self.job.id().clone());
+        let to = self.wanted.to.clone();
+        match connect_data(agent, job, to, prepared.token, count).await {
             Ok(data) => self.links = into_links(data, post_copy),
             Err(why) => return self.fact(Fact::PeerFailed(why)),
         }
