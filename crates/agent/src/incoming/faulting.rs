@@ -173,6 +173,14 @@ impl Faulting {
         from_source
     }
 
+    /// The guest waits for these since before a restart; what has come of them is not lacking.
+    pub(super) fn asked_before(&self, pages: &[PageId]) {
+        let mut waits = lock(&self.waits);
+        for page in pages.iter().filter(|page| self.lacking.is_set(**page)) {
+            waits.since.entry(*page).or_insert_with(Instant::now);
+        }
+    }
+
     /// What the guest waits for and has not come: to be asked for again after a cut.
     pub(super) fn awaited(&self) -> Vec<PageId> {
         let waits = lock(&self.waits);
@@ -345,6 +353,18 @@ mod tests {
         (0..5).for_each(|page| faulting.place(PageId(page), None, Lane::Bulk));
         assert!(faulting.asked(3..4, |_| true).is_empty(), "the source is not asked");
         assert_eq!(pages(faulting.next(0, 10)), [3, 0, 1, 2, 4]);
+    }
+
+    #[test]
+    fn what_was_asked_for_before_a_restart_is_asked_for_again() {
+        let faulting = Faulting::new(10, std::iter::empty());
+        faulting.reset([2, 4, 6].into_iter().map(PageId));
+        faulting.asked_before(&[PageId(1), PageId(4), PageId(99)]);
+        assert_eq!(faulting.awaited(), [PageId(4)]);
+        faulting.place(PageId(2), None, Lane::Bulk);
+        faulting.place(PageId(4), None, Lane::Bulk);
+        assert_eq!(pages(faulting.next(1, 10)), [4, 2], "it goes first");
+        assert_eq!(faulting.awaited(), []);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! ```
 
 mod acceptance;
+mod asked;
 mod drive;
 mod faulting;
 mod latency;

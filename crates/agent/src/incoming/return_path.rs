@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sterna_model::{PageHash, PageId};
 use sterna_qemu_stream::{ReturnMessage, ReturnPath};
 
+use super::asked::AskedPages;
 use super::memory::DestinationMemory;
 use super::streams::{Report, StreamEvent};
 
@@ -28,6 +29,8 @@ pub(super) struct Listener {
     pub messages: ReturnPath,
     /// The guest's memory.
     pub memory: Arc<DestinationMemory>,
+    /// Where it is kept what the guest waits for.
+    pub asked: Option<Arc<AskedPages>>,
     /// Where it reports.
     pub report: Report,
 }
@@ -90,6 +93,7 @@ impl Listener {
         let pages = first.0..first.0.saturating_add(count);
         let from_source = faulting.asked(pages, is_zero);
         if !from_source.is_empty() {
+            self.asked.iter().for_each(|asked| asked.note(&from_source));
             (self.report)(StreamEvent::Wanted(from_source));
         }
     }

@@ -1,6 +1,7 @@
 //! The bulk side of a move that arrives: data connections, the memory they write, the loader, and when all is here.
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver as Channel, Sender, channel};
@@ -16,6 +17,7 @@ use sterna_wire::message::{self as wire, Prepare};
 use sterna_wire::{FrameReader, Message, Verify};
 use tokio::sync::Notify;
 
+use super::asked::AskedPages;
 use super::faulting::{Faulting, Lane};
 use super::loader::{Loader, Order};
 use super::memory::DestinationMemory;
@@ -79,6 +81,7 @@ pub(super) struct Streams {
     /// Counts QEMU's streams.
     stream: u32,
     loader: Option<Sender<Order>>,
+    asked: Option<Arc<AskedPages>>,
     tail: Vec<u8>,
     last: Option<wire::Final>,
     acknowledged_at: Option<Instant>,
@@ -108,6 +111,7 @@ impl Streams {
             let_in: false,
             stream: 0,
             loader: None,
+            asked: None,
             tail: Vec::new(),
             last: None,
             acknowledged_at: None,
@@ -234,6 +238,31 @@ impl Streams {
         Ok(())
     }
 
+    /// What the guest waits for is kept there from here on.
+    ///
+    /// # Errors
+    /// When there can be no file.
+    pub(super) fn keep_asked(&mut self, path: &Path) -> Result<(), String> {
+        let kept = AskedPages::begin(path);
+        let failed = |error| format!("cannot make {}: {error}", path.display());
+        self.asked = Some(Arc::new(kept.map_err(failed)?));
+        Ok(())
+    }
+
+    /// Takes up what an earlier agent was asked for; QEMU does not ask again.
+    fn ask_again(&mut self, path: &Path, memory: &DestinationMemory) {
+        match AskedPages::go_on(path, memory.layout().pages()) {
+            Ok((kept, pages)) => {
+                self.asked = Some(Arc::new(kept));
+                if let Some(faulting) = memory.faulting() {
+                    faulting.asked_before(&pages);
+                }
+            }
+            // It comes by the push.
+            Err(error) => tracing::warn!(%error, "what the guest waits for is not known any more"),
+        }
+    }
+
     /// The memory of a guest that runs here and lacks pages, as a restarted agent finds it.
     pub(super) fn adopt(&mut self, memory: DestinationMemory) {
         self.memory = Some(Arc::new(memory));
@@ -251,10 +280,12 @@ impl Streams {
         stream: UnixStream,
         block: &BlockName,
         ram: wire::RamSection,
+        asked: &Path,
     ) -> Result<(), String> {
         let Some(memory) = self.memory.clone() else { return Err("the memory is not open".into()) };
         let ram = RamSection { section_id: ram.section, instance_id: ram.instance };
         let recovered = recover::go_on(stream, &memory, block, ram)?;
+        self.ask_again(asked, &memory);
         self.feed_on(recovered, memory)
     }
 
@@ -298,7 +329,8 @@ impl Streams {
         memory: &Arc<DestinationMemory>,
     ) -> Result<(), String> {
         let (memory, report) = (Arc::clone(memory), Arc::clone(&self.report));
-        let listener = Listener { stream, number: self.stream, messages, memory, report };
+        let asked = self.asked.clone();
+        let listener = Listener { stream, number: self.stream, messages, memory, asked, report };
         spawn("sterna-return", move || listener.run())
     }
 
@@ -447,6 +479,7 @@ impl Streams {
             faulting.close();
         }
         self.loader = None;
+        self.asked = None;
         // The job may be asked what became of it for long; it does not need the guest's memory for that.
         self.tail = Vec::new();
     }

@@ -1,5 +1,6 @@
 //! While the guest runs here and lacks pages: connections are made anew, and QEMU's stream is taken up again when it broke.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tracing::Instrument as _;
 use super::{Drive, Event};
 use crate::incoming::recover;
 use crate::link::Link;
+use crate::vm::Vm;
 
 /// QEMU leaves its load within this.
 const CONT_DEADLINE: Duration = Duration::from_secs(5);
@@ -107,9 +109,15 @@ impl Drive {
         let socket = waiting.vm.record().agent_qmp.with_file_name("recover.sock");
         if let Some(kept) = self.kept.take() {
             let block = stored.shared_blocks.first().ok_or("the journal tells no memory")?;
-            return tokio::task::block_in_place(|| self.streams.go_on(kept, block, ram));
+            let asked = asked_file(&waiting.vm);
+            return tokio::task::block_in_place(|| self.streams.go_on(kept, block, ram, &asked));
         }
         let stream = recover::connect(&waiting.monitor()?, &socket).await?;
         tokio::task::block_in_place(|| self.streams.recover(stream, &stored.shared_blocks, ram))
     }
+}
+
+/// Where it is kept what a VM's guest waits for.
+pub(super) fn asked_file(vm: &Vm) -> PathBuf {
+    vm.record().agent_qmp.with_file_name("asked-pages")
 }

@@ -8,6 +8,7 @@ use sterna_wire::message as wire;
 use sterna_wire::post_copy;
 use sterna_wire::{GuestState, Message};
 
+use super::faulting::asked_file;
 use super::handle::FromPeer;
 use super::{Drive, Event};
 use crate::incoming::qemu;
@@ -169,6 +170,9 @@ impl Drive {
         let (qmp, post_copy) = (waiting.monitor()?, waiting.post_copy);
         let shared_blocks = shared.iter().map(|block| block.block().clone()).collect();
         self.streams.open(head, shared, self.agent.config.limits.memory_budget)?;
+        if post_copy {
+            self.streams.keep_asked(&asked_file(&waiting.vm))?;
+        }
         let stream = qemu::begin_load(&qmp).await?;
         if post_copy {
             let stored = MemoryRecord {
