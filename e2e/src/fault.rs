@@ -72,13 +72,15 @@ pub enum Blow {
     SourceHangs,
     /// The same at the destination.
     DestinationHangs,
+    /// `kill -9` of the source's agent and of its QEMU; the agent is started again: a host that failed, and is back.
+    SourceHost,
 }
 
 impl Phase {
     /// Those that only a move by post-copy has.
     pub const OF_POST_COPY: [Self; 2] = [Self::Faulting, Self::Serving];
 
-    /// All that every move has, in their order.
+    /// All that a move by pre-copy has, in their order.
     pub const ALL: [Self; 8] = [
         Self::Preparing,
         Self::Starting,
@@ -172,7 +174,7 @@ pub struct Wound {
 }
 
 impl Blow {
-    /// All.
+    /// Those that strike everywhere in a soak.
     pub const ALL: [Self; 10] = [
         Self::SourceAgent,
         Self::DestinationAgent,
@@ -198,6 +200,10 @@ impl Blow {
             Self::SourceAgent => pair.host_mut(from).kill9(),
             Self::DestinationAgent => pair.host_mut(from.other()).kill9(),
             Self::SourceQemu => send(&[vm.pid()], "KILL"),
+            Self::SourceHost => {
+                pair.host_mut(from).kill9();
+                send(&[vm.pid()], "KILL");
+            }
             Self::DestinationQemu => send(&theirs(pair)?, "KILL"),
             Self::ShortCut | Self::LongCut => pair.world().cut()?,
             Self::SourceDisk => fill(pair, from)?,
@@ -214,7 +220,9 @@ impl Blow {
             Self::ShortCut | Self::SourceHangs | Self::DestinationHangs => Duration::from_secs(5),
             Self::LongCut => Duration::from_secs(60),
             // Somebody has noticed.
-            Self::SourceAgent | Self::DestinationAgent => Duration::from_millis(300),
+            Self::SourceAgent | Self::DestinationAgent | Self::SourceHost => {
+                Duration::from_millis(300)
+            }
             _ => Duration::ZERO,
         }
     }
@@ -228,7 +236,7 @@ impl Wound {
     pub fn mend(&self, pair: &mut Pair) -> Result<()> {
         thread::sleep(self.blow.lasts().saturating_sub(self.since.elapsed()));
         match self.blow {
-            Blow::SourceAgent => pair.host_mut(self.from).restart()?,
+            Blow::SourceAgent | Blow::SourceHost => pair.host_mut(self.from).restart()?,
             Blow::DestinationAgent => pair.host_mut(self.from.other()).restart()?,
             Blow::ShortCut | Blow::LongCut => pair.world().unshape()?,
             _ => send(&self.frozen, "CONT"),

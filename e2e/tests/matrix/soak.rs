@@ -1,4 +1,4 @@
-//! Everything strikes everywhere, [`ROUNDS`] times: hours, of which most are spent waiting, so several worlds do it at a time
+//! Everything strikes everywhere, [`ROUNDS`] times (or `STERNA_SOAK_ROUNDS`): hours, of which most are spent waiting, so several worlds do it at a time
 //! (`STERNA_SOAK_WORLDS`, default 4). A cell is a moment and a blow; the one that was struck least comes next, so an
 //! interrupted soak has covered all of them evenly. Half of the worlds take the long cuts first, so that those pass beside
 //! shorter blows.
@@ -31,14 +31,15 @@ pub(crate) fn everything_everywhere(setup: &Setup) -> Result<()> {
     }
     let wanted = std::env::var("STERNA_FAULTS").unwrap_or_default();
     let tally = Tally::open()?;
-    let queue = Queue::of(&tally, &wanted);
+    let rounds = number_from("STERNA_SOAK_ROUNDS", ROUNDS)?;
+    let queue = Queue::of(&tally, &wanted, rounds);
     let broken: Vec<String> = thread::scope(|scope| {
         let (queue, tally) = (&queue, &tally);
         let start = |number| {
             let first = if number % 2 == 0 { Length::Long } else { Length::Short };
             scope.spawn(move || work(setup, queue, tally, number, first))
         };
-        let workers: Vec<_> = (0..worlds()?).map(start).collect();
+        let workers: Vec<_> = (0..number_from("STERNA_SOAK_WORLDS", WORLDS)?).map(start).collect();
         let broken = workers.into_iter().map(|worker| {
             worker.join().unwrap_or_else(|_| vec!["a world that panicked".to_owned()])
         });
@@ -47,11 +48,11 @@ pub(crate) fn everything_everywhere(setup: &Setup) -> Result<()> {
     expect_that(broken.is_empty(), "law 1", "that it held", broken.join("\n"))
 }
 
-fn worlds() -> Result<u64> {
-    let Ok(text) = std::env::var("STERNA_SOAK_WORLDS") else { return Ok(WORLDS) };
+/// A number that the environment may give.
+fn number_from(variable: &'static str, default: u64) -> Result<u64> {
+    let Ok(text) = std::env::var(variable) else { return Ok(default) };
     let number = text.parse::<NonZeroU64>();
-    let number =
-        number.map_err(|_| Error::unexpected("STERNA_SOAK_WORLDS", "a number from 1", &text))?;
+    let number = number.map_err(|_| Error::unexpected(variable, "a number from 1", &text))?;
     Ok(number.get())
 }
 
@@ -100,7 +101,10 @@ fn keep(pair: &Pair, world: u64, number: usize) {
 
 /// What is still to be struck.
 #[derive(Debug)]
-struct Queue(Mutex<Vec<Cell>>);
+struct Queue {
+    cells: Mutex<Vec<Cell>>,
+    rounds: u64,
+}
 
 /// A moment and a blow, and how often it was begun, in earlier soaks too.
 #[derive(Clone, Copy, Debug)]
@@ -119,17 +123,19 @@ enum Length {
 }
 
 impl Queue {
-    fn of(tally: &Tally, wanted: &str) -> Self {
-        let cells = Phase::ALL.into_iter().flat_map(|phase| {
+    fn of(tally: &Tally, wanted: &str, rounds: u64) -> Self {
+        let phases = Phase::ALL.into_iter().chain(Phase::OF_POST_COPY);
+        let cells = phases.flat_map(|phase| {
             Blow::ALL.map(|blow| Cell { phase, blow, begun: tally.runs(phase, blow) })
         });
-        Self(Mutex::new(cells.filter(|it| cell(it.phase, it.blow).contains(wanted)).collect()))
+        let cells = cells.filter(|it| cell(it.phase, it.blow).contains(wanted)).collect();
+        Self { cells: Mutex::new(cells), rounds }
     }
 
     /// The cell that was struck least, of this length if there is one among those.
     fn next(&self, first: Length) -> Option<(Phase, Blow)> {
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = cells.iter_mut().filter(|cell| cell.begun < ROUNDS);
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = cells.iter_mut().filter(|cell| cell.begun < self.rounds);
         let next = left.min_by_key(|cell| (cell.begun, cell.length() != first))?;
         next.begun += 1;
         Some((next.phase, next.blow))
@@ -148,7 +154,7 @@ fn all_are_struck_before_one_is_struck_again_and_long_cuts_beside_short_blows() 
         let blows = [Blow::SourceAgent, Blow::LongCut, Blow::ShortCut];
         let cells = blows.into_iter().zip(begun);
         let cells = cells.map(|(blow, begun)| Cell { phase: Phase::Copying, blow, begun });
-        Queue(Mutex::new(cells.collect()))
+        Queue { cells: Mutex::new(cells.collect()), rounds: ROUNDS }
     };
     let struck = |queue: &Queue, first| queue.next(first).map(|(_, blow)| blow);
     let queue = cells([0; 3]);

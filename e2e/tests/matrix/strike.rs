@@ -12,7 +12,10 @@ use sterna_model::Rate;
 
 /// So that a move takes a second or two and its moments can be told apart.
 const LINK: Rate = Rate { bytes_per_second: 12_500_000 };
-const LOAD: &str = "uniform size=16M rate=1M sweep=30";
+/// Moves by pre-copy.
+const CALM: &str = "uniform size=16M rate=1M sweep=30";
+/// Writes at more than twice the link's rate: only post-copy moves it, and all that it writes to is lacking then.
+const BUSY: &str = "uniform size=48M rate=30M sweep=30";
 /// After a blow and its mending, all is settled within this: questions are asked every second, and connections that wait
 /// for a lost packet do so for some time after a long cut.
 const SETTLED_LIMIT: Duration = Duration::from_secs(100);
@@ -44,11 +47,18 @@ pub(crate) fn strike_all(
     blows: impl IntoIterator<Item = (Phase, Blow)>,
     mut then: impl FnMut(Phase, Blow, Ended) -> Result<()>,
 ) -> Result<()> {
-    let mut vm: Option<Vm> = None;
+    let mut vm: Option<(Kind, Vm)> = None;
     for (number, (phase, blow)) in blows.into_iter().enumerate() {
+        let kind = Kind::of(phase);
         let mut guest = match vm.take() {
-            Some(guest) => guest,
-            None => Vm::start(pair, &Guest::new(&format!("heir{number}")).load(LOAD))?,
+            Some((known, guest)) if known == kind => guest,
+            other => {
+                if let Some((_, guest)) = other {
+                    guest.check_works()?;
+                    end(pair, &guest)?;
+                }
+                Vm::start(pair, &kind.guest(&format!("heir{number}")))?
+            }
         };
         let ended = strike(pair, &mut guest, phase, blow)
             .map_err(|error| Error::unexpected(format!("{blow:?} at {phase:?}"), "law 1", error))?;
@@ -60,10 +70,44 @@ pub(crate) fn strike_all(
             if guest.at() == Side::Beta {
                 guest.migrate(pair, &[])?;
             }
-            vm = Some(guest);
+            vm = Some((kind, guest));
         }
     }
-    vm.map_or(Ok(()), |vm| vm.check_works())
+    vm.map_or(Ok(()), |(_, vm)| vm.check_works())
+}
+
+/// Its user ends it.
+fn end(pair: &Pair, vm: &Vm) -> Result<()> {
+    pair.host(vm.at()).run(&["vm", "stop", vm.name(), "--grace", "0"])?.success().map(drop)
+}
+
+/// How a guest is moved, and which one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    PreCopy,
+    PostCopy,
+}
+
+impl Kind {
+    /// The one that has this moment.
+    fn of(phase: Phase) -> Self {
+        if Phase::OF_POST_COPY.contains(&phase) { Self::PostCopy } else { Self::PreCopy }
+    }
+
+    fn guest(self, name: &str) -> Guest {
+        match self {
+            Self::PreCopy => Guest::new(name).load(CALM),
+            // Its network device touches guest memory from inside of QEMU.
+            Self::PostCopy => Guest::new(name).tap().load(BUSY),
+        }
+    }
+
+    const fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::PreCopy => &[],
+            Self::PostCopy => &["--strategy", "three-stage"],
+        }
+    }
 }
 
 /// A move, a blow, and what must be so in the end.
@@ -71,8 +115,11 @@ fn strike(pair: &mut Pair, vm: &mut Vm, phase: Phase, blow: Blow) -> Result<Ende
     let from = vm.at();
     pair.world().shape(LINK)?;
     let before = Journals::of(pair);
-    let mut command = pair.host(from).spawn(&vm.migrate_words(&[]))?;
+    let words = vm.migrate_words(Kind::of(phase).options());
+    let mut command = pair.host(from).spawn(&words)?;
     let struck = phase.wait(pair, from, &before, &mut command)?;
+    // Only a move that ends by post-copy has them, and this guest's does.
+    expect_that(struck || Kind::of(phase) == Kind::PreCopy, "the moment", "that it came", struck)?;
     let wound = blow.strike(pair, vm)?;
     wound.mend(pair)?;
     let code = command.wait(MOVE_LIMIT)?.code;
@@ -81,7 +128,7 @@ fn strike(pair: &mut Pair, vm: &mut Vm, phase: Phase, blow: Blow) -> Result<Ende
     let _ = pair.world().unshape();
     let end = settle(pair, vm, from)?;
     check_allowed(phase, blow, end)?;
-    check_told(pair, vm, from, end, code)?;
+    check_told(pair, vm, phase, end, code)?;
     match end {
         End::Source => vm.check_works()?,
         End::Destination => {
@@ -110,6 +157,8 @@ fn settle(pair: &Pair, vm: &Vm, from: Side) -> Result<End> {
             () if runs(&here) && nothing(&there) => Some(End::Source),
             () if nothing(&here) && runs(&there) => Some(End::Destination),
             () if here.0 == "lost" && here.1 == 0 && nothing(&there) => Some(End::Lost),
+            // With pages lacking, neither has all of it: both say so.
+            () if here.0 == "lost" && there.0 == "lost" && here.1 + there.1 == 0 => Some(End::Lost),
             // It had arrived, and ended there like any guest whose QEMU is killed.
             () if here.0 == "migrated" && there.0 == "stopped" && here.1 + there.1 == 0 => {
                 Some(End::Lost)
@@ -130,15 +179,22 @@ fn settle(pair: &Pair, vm: &Vm, from: Side) -> Result<End> {
 fn check_allowed(phase: Phase, blow: Blow, end: End) -> Result<()> {
     let copied = phase <= Phase::Copying;
     let allowed: &[End] = match blow {
+        // It is the destination's, and waits for what it lacks, however long that takes; without either QEMU it is lost.
+        Blow::SourceQemu | Blow::SourceHost | Blow::DestinationQemu
+            if Kind::of(phase) == Kind::PostCopy =>
+        {
+            &[End::Lost]
+        }
+        _ if Kind::of(phase) == Kind::PostCopy => &[End::Destination],
         // Nothing was offered, and the guest was not even stopped.
         Blow::SourceAgent | Blow::DestinationAgent if copied => &[End::Source],
         Blow::SourceDisk | Blow::DestinationDisk if copied => &[End::Source, End::Destination],
         Blow::DestinationQemu if copied => &[End::Source, End::Destination],
         // Ridden out, or not even connected.
         Blow::ShortCut | Blow::LongCut if phase == Phase::Copying => &[End::Destination],
-        Blow::SourceQemu if copied => &[End::Lost],
+        Blow::SourceQemu | Blow::SourceHost if copied => &[End::Lost],
         // Until everything is sent it holds the only copy, and from then on the other one does not need it.
-        Blow::SourceQemu => &[End::Destination, End::Lost],
+        Blow::SourceQemu | Blow::SourceHost => &[End::Destination, End::Lost],
         Blow::DestinationQemu if phase >= Phase::Running => &[End::Lost],
         Blow::DestinationQemu => &[End::Source, End::Unknown, End::Lost],
         _ => &[End::Source, End::Destination],
@@ -147,7 +203,8 @@ fn check_allowed(phase: Phase, blow: Blow, end: End) -> Result<()> {
 }
 
 /// The exit code, and what both hosts' lists of jobs say.
-fn check_told(pair: &Pair, vm: &Vm, from: Side, end: End, code: Option<i32>) -> Result<()> {
+fn check_told(pair: &Pair, vm: &Vm, phase: Phase, end: End, code: Option<i32>) -> Result<()> {
+    let from = vm.at();
     let states = |side| -> Result<String> {
         wait_for("the end of the job", SETTLED_LIMIT, || {
             let jobs = pair.host(side).json(&["jobs"])?;
@@ -162,6 +219,7 @@ fn check_told(pair: &Pair, vm: &Vm, from: Side, end: End, code: Option<i32>) -> 
     let told = match end {
         End::Source => ours == "failed" && theirs != "running",
         End::Destination => ours == "done" && theirs == "running",
+        End::Lost if Kind::of(phase) == Kind::PostCopy => ours == "lost" && theirs == "lost",
         End::Lost => matches!(&*ours, "lost" | "done"),
         End::Unknown => ours == "unknown" && theirs == "unknown",
     };
