@@ -2,15 +2,21 @@
 //! on, `sterna resolve` tells what is known, and one decision settles it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use sterna_e2e::{Error, Guest, Host, Pair, Result, Setup, Side, Vm, expect_that, story};
+use sterna_e2e::command::wait_for;
+use sterna_e2e::{
+    Error, Guest, Host, Journals, MOVE_LIMIT, Pair, Phase, Result, Setup, Side, Vm, expect_that,
+    story,
+};
 use sterna_model::Rate;
 
 /// Fast enough for a job to be well under way in a second or two.
 const SLOW: Rate = Rate { bytes_per_second: 2_500_000 };
+/// 100 Mbit/s.
+const LINK: Rate = Rate { bytes_per_second: 12_500_000 };
 const UNDER_WAY_BYTES: u64 = 3_000_000;
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -69,6 +75,68 @@ fn a_vm_whose_record_is_damaged_is_settled_by_its_name() -> Result<()> {
         vm.migrate(pair, &[])?;
         vm.check_works()
     })
+}
+
+/// The destination's agent, without the job's journal for a while, says that it does not know; the source's job ends with
+/// that. The journal comes back, and the guest waits for pages that nobody sends, until a person lets the job go on.
+#[test]
+fn a_guest_that_waits_for_a_source_whose_job_is_over_gets_its_pages() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let mut vm =
+            Vm::start(pair, &Guest::new("heir").load("uniform size=48M rate=30M sweep=30"))?;
+        pair.world().shape(LINK)?;
+        let before = Journals::of(pair);
+        let words = vm.migrate_words(&["--strategy", "three-stage"]);
+        let mut command = pair.host(Side::Alpha).spawn(&words)?;
+        let came = Phase::Serving.wait(pair, Side::Alpha, &before, &mut command)?;
+        expect_that(came, "the moment", "serving", "the end of the move")?;
+
+        pair.host_mut(Side::Beta).kill9();
+        let state = pair.host(Side::Beta).state_dir();
+        let journal = only_file_in(&state.join("jobs"))?;
+        let kept = [journal.clone(), state.join("vms/heir.json")]
+            .map(|path| fs::read(&path).map(|bytes| (path, bytes)));
+        fs::remove_file(&journal).map_err(Error::io("taking a journal away"))?;
+        pair.host_mut(Side::Beta).restart()?;
+        let code = command.wait(MOVE_LIMIT)?.code;
+        expect_that(code == Some(4), "the exit code", 4, format!("{code:?}"))?;
+        expect_state(pair.host(Side::Alpha), "heir", "unknown")?;
+        pair.host_mut(Side::Beta).kill9();
+        for kept in kept {
+            let (path, bytes) = kept.map_err(Error::io("reading a file of the state"))?;
+            fs::write(path, bytes).map_err(Error::io("putting a file of the state back"))?;
+        }
+        pair.host_mut(Side::Beta).restart()?;
+
+        let host = pair.host(Side::Alpha);
+        let job = journal.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let known = host.json(&["resolve", &job])?;
+        expect_that(known["peers"][0]["state"] == "faulting", "beta", "faulting", &known)?;
+        expect_that(known["qemu"]["run_state"] == "postmigrate", "our QEMU", "there", &known)?;
+        refused(host, &job, "source", "peer-has-guest")?;
+        refused(host, &job, "lost", "peer-has-guest")?;
+        host.json(&["resolve", &job, "--guest-is", "destination"])?;
+        wait_for("the guest at beta, whole, and nothing at alpha", LIMIT, || {
+            let jobs = pair.host(Side::Beta).json(&["jobs"])?;
+            let whole = jobs[0]["state"] == "running";
+            let gone = pair.world().qemus(Side::Alpha)?.is_empty();
+            Ok((whole && gone).then_some(()))
+        })?;
+        vm.arrived(pair)?;
+        vm.check_works()?;
+        pair.world().unshape()?;
+        vm.migrate(pair, &[])?;
+        vm.check_works()
+    })
+}
+
+fn only_file_in(folder: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).map_err(Error::io("reading the jobs' folder"))?;
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    match &files[..] {
+        [file] => Ok(file.clone()),
+        other => Err(Error::unexpected("the jobs' folder", "one journal", format!("{other:?}"))),
+    }
 }
 
 /// A move whose source agent dies in the middle; gives its job.

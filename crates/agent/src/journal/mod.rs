@@ -55,6 +55,8 @@ pub(crate) enum Entry {
     Report(Box<Report>),
     /// A person has decided where the guest is; what follows from it comes after.
     Resolved(Decision),
+    /// A person lets the job go on: how it ended before was not an end.
+    Reopened,
 }
 
 /// A guest's memory, as either side needs it to go on with post-copy after a restart.

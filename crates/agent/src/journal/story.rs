@@ -89,6 +89,14 @@ impl Story {
         Ok(story)
     }
 
+    /// Whether this host has what a guest may lack that was moved by post-copy, and the job can go on to give it.
+    #[must_use]
+    pub(crate) const fn can_serve(&self) -> bool {
+        let handed_over =
+            matches!(self.side, Side::Source(SourceRecord::Offered | SourceRecord::Serving));
+        handed_over && self.memory.is_some()
+    }
+
     /// Whether nothing of the job is left to do or to look at.
     #[must_use]
     pub(crate) const fn is_settled(&self) -> bool {
@@ -145,6 +153,9 @@ impl Story {
                 // How it ended before was not an end.
                 self.ended = None;
             }
+            Entry::Reopened => {
+                (self.ended, self.report, self.resolved, self.is_lost) = (None, None, None, false);
+            }
             Entry::SourceOf(..) | Entry::DestinationOf(..) => {}
         }
     }
@@ -192,5 +203,6 @@ fn in_words(entry: &Entry) -> String {
             format!("reported: {error}")
         }
         Entry::Resolved(decision) => format!("resolved by a person: the guest is {decision}"),
+        Entry::Reopened => "resolved by a person: the job goes on".to_owned(),
     }
 }

@@ -279,6 +279,29 @@ fn ended_otherwise(agent: &Agent, job: &Job, story: &Story) {
     job.end(outcome, error, story.report.clone());
 }
 
+/// Takes a job of this host as the source up again that had ended unknown, by a person's decision.
+///
+/// # Errors
+/// In words, when its journal does not say so, or its QEMU does not answer.
+pub(crate) async fn go_on(agent: &Arc<Agent>, path: &Path, vm: Arc<Vm>) -> Result<(), String> {
+    let opened = open(path).map_err(|error| error.to_string())?;
+    let Some(Opened::UnderWay(journal, story)) = opened else {
+        return Err("expected a journal of a job that goes on, found one that is over".to_owned());
+    };
+    let Side::Source(record) = story.side else {
+        return Err("expected a journal of a source, found one of a destination".to_owned());
+    };
+    let job = known(agent, &story);
+    let settled = source::settle(agent, &job, journal, &story, record, Some(vm));
+    match settled.instrument(job.span()).await {
+        Settled::Yes => Ok(()),
+        Settled::NotYet(why) => {
+            job.end("unknown", Some(why.clone()), None);
+            Err(why)
+        }
+    }
+}
+
 fn append(journal: &mut Journal, entry: &Entry) {
     if let Err(error) = journal.append(entry) {
         tracing::error!(%error, "a journal could not be closed; the next start does it again");

@@ -158,7 +158,8 @@ impl Dossier {
             Qemu::Speaks(_, status) => QemuIs::by(status.running, &status.status),
         };
         let peer_is_known = self.peer.is_some();
-        Known { role: self.role, answer: self.answer, peer_is_known, qemu }
+        let can_serve = self.found.story().is_some_and(Story::can_serve);
+        Known { role: self.role, answer: self.answer, peer_is_known, qemu, can_serve }
     }
 
     /// What this host is in the job.

@@ -23,6 +23,8 @@ pub(super) struct Known {
     pub peer_is_known: bool,
     /// The QEMU here.
     pub qemu: QemuIs,
+    /// By its journal, this host has what the guest may lack at the destination.
+    pub can_serve: bool,
 }
 
 /// How the QEMU here is.
@@ -88,6 +90,15 @@ impl Known {
     }
 }
 
+/// Whether a decision lets the job go on instead of ending anything here: the guest is the destination's, and may lack pages
+/// that only the QEMU here has. If that is gone, the destination has to be told.
+#[must_use]
+pub(super) fn goes_on(known: &Known, decision: Decision) -> bool {
+    let asks = matches!(known.answer, Some(AnswerState::Faulting | AnswerState::Entitled));
+    let there = (known.role, decision) == (Role::Source, Decision::Destination);
+    there && asks && known.can_serve
+}
+
 /// Where a decision leaves the guest, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -144,6 +155,21 @@ pub(super) fn objection(known: &Known, decision: Decision) -> Option<Refusal> {
                 "decide otherwise",
             )),
             (PeerHas::Unsaid | PeerHas::ItPaused, QemuIs::Running) => Some(runs_here()),
+            _ if goes_on(known, decision) && known.qemu == QemuIs::Silent => Some(Refusal::new(
+                "qemu-silent",
+                "expected a QEMU here whose monitor answers, found one that does not",
+                "free its monitor from other clients; the guest at the other host may need its pages",
+            )),
+            _ if known.answer == Some(AnswerState::Faulting)
+                && known.role == Role::Source
+                && !known.can_serve =>
+            {
+                Some(Refusal::new(
+                    "pages-needed",
+                    "the guest runs at the other host and waits for pages of the QEMU here, and no journal here tells how to send them",
+                    "end the guest there with `sterna vm stop`, and decide `--guest-is lost` here",
+                ))
+            }
             _ if known.role == Role::Source && !known.peer_is_known => Some(Refusal::new(
                 "peer-unnamed",
                 "expected to know which host the guest went to, found no journal that tells and no host that says so",
@@ -195,6 +221,11 @@ pub(super) fn consequence(known: &Known, decision: Decision, here: &str, peer: &
         Outcome::Here => {
             format!(
                 "the guest is resumed on {here}, which owns it; make sure that it does not run on {peer}"
+            )
+        }
+        Outcome::There if goes_on(known, decision) => {
+            format!(
+                "the job goes on: the guest on {peer} gets the pages that it lacks from {here}, whose QEMU is ended when it lacks none"
             )
         }
         Outcome::There if known.role == Role::Source => {

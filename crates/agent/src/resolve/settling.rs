@@ -14,13 +14,14 @@ use sterna_migration::source::{self, Source};
 use sterna_model::{Epoch, JobId, Uuid, VmName};
 
 use super::dossier::{Dossier, Qemu};
-use super::rules::{Outcome, outcome_of, word_of};
+use super::rules::{Outcome, goes_on, outcome_of, word_of};
 use crate::agent::Agent;
 use crate::jobs::{Job, Role};
 use crate::journal::{self, Entry, Journal, Side};
 use crate::machines;
 use crate::outgoing::{RunStateBefore, give_back};
 use crate::place::{Place, monitor_argument};
+use crate::recovery;
 use crate::registry::{Owner, ProcessId, Record};
 use crate::vm::{Live, Vm, fresh_record};
 
@@ -38,6 +39,9 @@ pub(super) async fn settle(
     dossier: &Dossier,
     decision: Decision,
 ) -> Result<(), String> {
+    if goes_on(&dossier.known(), decision) {
+        return let_go_on(agent, dossier).await;
+    }
     let (subject, mut journal) = open_journal(agent, dossier, decision)?;
     let outcome = outcome_of(dossier.role, decision);
     let vm = match outcome {
@@ -59,6 +63,29 @@ pub(super) async fn settle(
     tracing::info!(job = %subject.job, vm = %subject.vm, %decision, "a person has settled whose the guest is");
     listed(agent, dossier, &subject, decision, how);
     Ok(())
+}
+
+/// The guest is the destination's and may lack pages that are here: the job is taken up where it was.
+async fn let_go_on(agent: &Arc<Agent>, dossier: &Dossier) -> Result<(), String> {
+    let (Some(id), Some(vm)) = (&dossier.found.id, &dossier.found.vm) else {
+        return Err("the registry does not know the VM".to_owned());
+    };
+    let path = crate::journal::path_of(&agent.config.state_dir, id);
+    let reopened = Journal::reopen(&path).map_err(|error| error.to_string())?;
+    let (mut journal, _) = reopened.ok_or_else(|| "its journal is empty".to_owned())?;
+    journal.append(&Entry::Reopened).map_err(|error| error.to_string())?;
+    drop(journal);
+    // A crash in between leaves it unknown in the registry, and a restart asks the destination all the same.
+    agent.change(vm, |record| {
+        record.owner = Owner::Here;
+        record.leaving = Some(id.clone());
+    });
+    tracing::info!(job = %id, vm = %dossier.found.vm_name(), "a person lets the job go on: the guest is the destination's, and may lack pages");
+    let went_on = recovery::go_on(agent, &path, Arc::clone(vm)).await;
+    if let Err(why) = &went_on {
+        agent.change(vm, |record| record.lose_track(id, why));
+    }
+    went_on
 }
 
 /// The job's journal with the decision in it: the one that there is, or a new one where it is lost or damaged.

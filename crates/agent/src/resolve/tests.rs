@@ -1,16 +1,16 @@
 //! Decisions, played: what is known, what is refused, what is left on the disk.
 
 use sterna_api::{Decision, VmState};
-use sterna_migration::journal::DestinationRecord::{Entitled, Running};
-use sterna_migration::journal::SourceRecord::{Offered, Stopping};
-use sterna_model::Epoch;
+use sterna_migration::journal::DestinationRecord::{Entitled, Faulting, Running};
+use sterna_migration::journal::SourceRecord::{Offered, Serving, Stopping};
+use sterna_model::{BlockName, Epoch, Layout};
 use sterna_wire::AnswerState;
 use sterna_wire::message::Inquire;
 
 use super::rules::{Known, QemuIs, objection};
 use super::*;
 use crate::jobs::Role;
-use crate::journal::Entry;
+use crate::journal::{Entry, MemoryRecord, Side};
 use crate::recovery::journaled_state;
 use crate::registry::{Owner, Record};
 use crate::testing::{
@@ -289,6 +289,72 @@ async fn what_is_not_there_is_wrong_usage() {
     }
 }
 
+/// Two hosts of which the destination's guest waits for pages, and the source's job has ended unknown.
+async fn bereft_of_its_source(
+    hosts: &Hosts,
+    qemu: &Sleeper,
+    memory: Option<MemoryRecord>,
+) -> (Host, Arc<Agent>, Monitor) {
+    let beta = hosts.host("beta", &format!("[peers.alpha]\n{NOWHERE}"));
+    beta.write_journal(&[
+        destination_of("alpha"),
+        Entry::Destination(Entitled),
+        Entry::Destination(Faulting),
+    ]);
+    let beta = beta.start().await;
+    let peers = format!("[peers.beta]\naddress = {:?}\n", listen(&beta).await);
+    let alpha = hosts.host("alpha", &peers);
+    let mut record = leaving(&alpha, qemu);
+    record.lose_track(&job_1(), "the destination did not know");
+    alpha.store(&record);
+    let monitor = Monitor::listen(&record.agent_qmp, "postmigrate");
+    let begun = [source_of(), Entry::Source(Stopping)].into_iter();
+    let ended = [Entry::Source(Offered), Entry::Ended("the destination did not know".into())];
+    let entries: Vec<Entry> = begun.chain(memory.map(Entry::Memory)).chain(ended).collect();
+    alpha.write_journal(&entries);
+    let agent = alpha.start().await;
+    assert_eq!(state_of_job(&agent), "unknown");
+    (alpha, agent, monitor)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_job_is_over_serves_again_by_decision() {
+    let (hosts, qemu) = (Hosts::new(), Sleeper::start());
+    let ram = BlockName::new(b"pc.ram").unwrap();
+    let memory = MemoryRecord {
+        layout: Layout::new(&[(ram.clone(), 1 << 20)]).unwrap(),
+        shared_blocks: vec![ram],
+        ram_section: None,
+        stream_inode: None,
+    };
+    let (alpha, agent, monitor) = bereft_of_its_source(&hosts, &qemu, Some(memory)).await;
+    let shown = resolve(&agent, &job_1(), None).await.unwrap();
+    assert_eq!(shown.peers[0].state.as_deref(), Some("faulting"));
+    let there = shown.choices.iter().find(|choice| choice.guest_is == Decision::Destination);
+    assert!(there.unwrap().consequence.contains("the job goes on"), "{there:?}");
+    for decision in [Decision::Source, Decision::Lost] {
+        assert_eq!(refusal(&agent, decision).await, "peer-has-guest");
+    }
+
+    decide(&agent, Decision::Destination).await.unwrap();
+    let mut job = agent.jobs.get(&job_1()).unwrap().watch();
+    let serving = job.wait_for(|status| status.phase == "serving");
+    tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
+    assert!(qemu.runs() && !monitor.was_told("cont") && !monitor.was_told("quit"));
+    assert_eq!(vm(&agent, "web").record().job_under_way(), Some(&job_1()));
+    let story = alpha.story();
+    assert!(!story.is_settled() && story.ended.is_none());
+    assert_eq!(story.side, Side::Source(Serving), "and a restart goes on with it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_a_guest_waits_for_are_not_ended_with_their_qemu() {
+    let (hosts, qemu) = (Hosts::new(), Sleeper::start());
+    let (_alpha, agent, _monitor) = bereft_of_its_source(&hosts, &qemu, None).await;
+    assert_eq!(refusal(&agent, Decision::Destination).await, "pages-needed");
+    assert!(qemu.runs());
+}
+
 #[test]
 fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
     let states = [
@@ -306,13 +372,20 @@ fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
         };
         for qemu in [QemuIs::Running, QemuIs::Standing, QemuIs::Absent, QemuIs::Waiting] {
             for state in states {
-                let known = Known { role, answer: Some(state), peer_is_known: true, qemu };
+                let known =
+                    Known { role, answer: Some(state), peer_is_known: true, qemu, can_serve: true };
                 assert!(objection(&known, here).is_some(), "{known:?}");
                 assert!(objection(&known, Decision::Lost).is_some(), "{known:?}");
             }
         }
         for answer in [None, Some(AnswerState::Unknown), Some(AnswerState::Discarded)] {
-            let known = Known { role, answer, peer_is_known: true, qemu: QemuIs::Running };
+            let known = Known {
+                role,
+                answer,
+                peer_is_known: true,
+                qemu: QemuIs::Running,
+                can_serve: false,
+            };
             let allowed = Decision::ALL.map(|decision| objection(&known, decision).is_none());
             let only_here = Decision::ALL.map(|decision| decision == here);
             assert_eq!(allowed, only_here, "{known:?}");
@@ -323,6 +396,7 @@ fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
         answer: Some(AnswerState::Offered),
         peer_is_known: true,
         qemu: QemuIs::Standing,
+        can_serve: false,
     };
     let allowed = Decision::ALL.map(|decision| objection(&paused, decision).is_none());
     assert_eq!(allowed, [true, true, false], "the source's copy is whole: nothing is lost");
