@@ -19,6 +19,8 @@ pub enum Peer {
     Accepted,
     /// It knows the other one, and takes none.
     NotAccepted,
+    /// It does not know the other one.
+    Unknown,
 }
 
 /// Who has signed a host's certificate.
@@ -73,9 +75,16 @@ impl HostSetup {
     pub(crate) fn configuration(&self, world: &World, side: Side, pki: &str) -> String {
         let folder = world.folder().join(side.name());
         let other = side.other();
-        let accept = self.peer == Peer::Accepted;
         let (name, address) = (side.name(), side.address());
-        let (peer, peer_address) = (other.name(), other.address());
+        let accept = self.peer == Peer::Accepted;
+        let peer = match self.peer {
+            Peer::Unknown => String::new(),
+            Peer::Accepted | Peer::NotAccepted => format!(
+                "[peers.{}]\naddress = \"{}:7837\"\naccept = {accept}",
+                other.name(),
+                other.address()
+            ),
+        };
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let paths: Vec<String> = (self.paths.iter())
             .map(|(from, to)| format!("{} = {}", quoted(from), quoted(to)))
@@ -94,9 +103,7 @@ ca = "{pki}/ca-cert.pem"
 cert = "{pki}/server-cert.pem"
 key = "{pki}/server-key.pem"
 
-[peers.{peer}]
-address = "{peer_address}:7837"
-accept = {accept}
+{peer}
 
 [paths]
 {paths}

@@ -5,7 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sterna_e2e::command::wait_for;
-use sterna_e2e::{Error, Guest, MOVE_LIMIT, Pair, Qmp, Result, Setup, Side, Vm, story};
+use sterna_e2e::{
+    Error, Guest, HostSetup, Journals, MOVE_LIMIT, Pair, Peer, Phase, Qmp, Result, Setup, Side, Vm,
+    expect_that, story, with_json,
+};
 
 /// From the guest's stop at the source to the kill; the hand-over takes some 50 ms.
 const DELAYS_MS: [u64; 9] = [0, 5, 10, 15, 20, 30, 50, 80, 150];
@@ -22,6 +25,30 @@ fn the_sources_agent_dies_in_the_hand_over() -> Result<()> {
 #[test]
 fn the_destinations_agent_dies_in_the_hand_over() -> Result<()> {
     one_copy_survives(Side::other)
+}
+
+/// The configuration does not name the destination: a restarted source finds it again by its journal.
+#[test]
+fn a_destination_that_was_given_by_its_address_is_asked_after_a_restart() -> Result<()> {
+    let alpha = HostSetup { peer: Peer::Unknown, ..HostSetup::default() };
+    story(&Setup { alpha, ..Setup::default() }, |pair| {
+        let guest = Guest::new("heir").load("uniform size=16M rate=2M sweep=30");
+        let mut vm = Vm::start(pair, &guest)?;
+        let beta = format!("beta={}:7837", Side::Beta.address());
+        let before = Journals::of(pair);
+        let words = with_json(&["migrate", vm.name(), &beta]);
+        let mut command = pair.host(Side::Alpha).spawn(&words)?;
+        let came = Phase::Offered.wait(pair, Side::Alpha, &before, &mut command)?;
+        expect_that(came, "the moment", "offered", "the end of the move")?;
+        pair.host_mut(Side::Alpha).kill9();
+        // What it had to say, it cannot say on the connection of before.
+        thread::sleep(AWAY);
+        pair.host_mut(Side::Alpha).restart()?;
+        command.wait(MOVE_LIMIT)?;
+        settle(pair, &mut vm)?;
+        eprintln!("at {:?}", vm.at());
+        vm.check_works()
+    })
 }
 
 fn one_copy_survives(victim: fn(Side) -> Side) -> Result<()> {
