@@ -14,14 +14,15 @@ QUICK ?=
 LOCKED := $(if $(filter true,$(CI)),--locked)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: build help test soak lint fmt deny dependencies deps deps-demo guest demo bench man install uninstall clean
+.PHONY: build help test soak lint fmt deny dependencies deps deps-demo guest demo bench bench-three-stage bench-program \
+    man install uninstall clean
 .NOTPARALLEL:
 
 build: ## the program, target/release/sterna
 	$(CARGO) build --release $(LOCKED) --package sterna
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.* ## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.* ## /\1|/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
 test: deps guest lint ## everything that must hold: style, lints, unit tests, properties, guests on real QEMU
 	@echo "== tests: units and properties, then guests that move between two agents on real QEMU (needs root)"
@@ -63,9 +64,14 @@ guest: ## the guest of tests and demo: a Debian kernel, unpacked and not install
 demo: deps-demo build guest ## a whole migration on this machine, explained as it happens: half a minute once built
 	@scripts/demo
 
-bench: deps guest build ## beside stock QEMU over shaped links (needs root); goes on where it was; QUICK=1: ten minutes
+bench-program: deps guest build
 	$(CARGO) build --release $(LOCKED) --package sterna-emulator --package sterna-bench
+
+bench: bench-program ## beside stock QEMU over shaped links (needs root); goes on where it was; QUICK=1: ten minutes
 	$(TARGET)/release/sterna-bench $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-three-stage: bench-program ## the three-stage copy beside pre-copy and stock post-copy, as make bench; QUICK=1: five minutes
+	$(TARGET)/release/sterna-bench --suite three-stage $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 man: build ## the manual pages, in target/man
 	$(TARGET)/release/sterna man $(TARGET)/man

@@ -12,6 +12,7 @@
 
 mod interrupt;
 mod machine;
+mod pages;
 mod record;
 mod render;
 mod results;
@@ -30,11 +31,14 @@ use sterna_e2e::{Error, Result, can_run_here};
 
 use record::{Ending, Measured, Run};
 use results::Results;
-use tables::{CELLS, Cell, Contender, How};
+use tables::{Cell, Contender, How, MOVES, SUITES, Suite};
 
 /// Sterna beside stock QEMU, over two network namespaces joined by a shaped wire.
 #[derive(Parser)]
 struct Options {
+    /// What to measure: moves, or three-stage
+    #[arg(long, value_name = "NAME", default_value = MOVES.name, value_parser = suite_named)]
+    suite: &'static Suite,
     /// A few cells, one run each: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
@@ -88,7 +92,7 @@ fn main() -> Result<()> {
         plan(&options).iter().for_each(|row| println!("{}", title(*row)));
         return Ok(());
     }
-    let results = Results::at(options.quick);
+    let results = Results::at(options.suite, options.quick);
     if !options.summary {
         if !can_run_here()? {
             return Err(Error::Unavailable("see above".to_owned()));
@@ -96,14 +100,26 @@ fn main() -> Result<()> {
         interrupt::watch()?;
         measure(&options, &results)?;
     }
-    render::write_all(&results)
+    render::write_all(options.suite, &results)
+}
+
+fn suite_named(name: &str) -> std::result::Result<&'static Suite, String> {
+    let names = || SUITES.map(|suite| suite.name).join(" or ");
+    SUITES
+        .into_iter()
+        .find(|suite| suite.name == name)
+        .ok_or_else(|| format!("expected {}", names()))
 }
 
 /// What is to be measured, in order.
 fn plan(options: &Options) -> Vec<Row> {
     let wanted = options.only.as_deref().unwrap_or_default();
     let contenders = |cell: &'static Cell| if options.quick { cell.quick } else { cell.contenders };
-    let all = CELLS.iter().flat_map(|cell| contenders(cell).iter().map(move |who| (cell, *who)));
+    let all = options
+        .suite
+        .cells
+        .iter()
+        .flat_map(|cell| contenders(cell).iter().map(move |who| (cell, *who)));
     all.filter(|row| title(*row).contains(wanted)).collect()
 }
 
@@ -119,7 +135,7 @@ fn measure(options: &Options, results: &Results) -> Result<()> {
             results.forget(&cell.name(), contender.name)?;
         }
     }
-    for cell in CELLS {
+    for cell in options.suite.cells {
         let rows: Vec<Row> =
             plan.iter().copied().filter(|(of, _)| std::ptr::eq(*of, cell)).collect();
         let runs = if options.quick { 1 } else { options.runs.unwrap_or(cell.runs) };

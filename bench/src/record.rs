@@ -2,14 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sterna_api::Report;
+use sterna_api::{FaultLatency, Report};
 use sterna_e2e::Error;
 
 use crate::machine::Conditions;
+use crate::pages;
 use crate::tables::{Cell, Contender, Metric};
 use crate::watch::prober::Probed;
 use crate::watch::processes::Usage;
 use crate::watch::redis::RedisRecord;
+use crate::watch::work::Recovery;
 
 /// How a run ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,9 @@ pub(crate) struct Measured {
     pub(crate) command_ms: Option<f64>,
     /// What the guest did not do for the move, in seconds of its work before.
     pub(crate) lost_work_s: Option<f64>,
+    /// How the guest came back to its work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) recovery: Option<Recovery>,
     /// What agents and QEMUs used.
     pub(crate) usage: Option<Usage>,
     /// After the move the guest has found every page of its working set as it should be.
@@ -129,6 +134,14 @@ impl Run {
                     (memory.agent_peak_anon_bytes_source, memory.agent_peak_anon_bytes_destination);
                 float(source.max(destination))
             }),
+            Metric::Pages => pages::sent(measured),
+            Metric::SendsPerPage => {
+                measured.report.as_ref().map(|report| f64::from(report.max_sends_per_page))
+            }
+            Metric::RequestPercent => pages::asked_for_percent(measured),
+            Metric::FaultMedianMs => fault_ms(measured, |latency| latency.p50),
+            Metric::FaultP99Ms => fault_ms(measured, |latency| latency.p99),
+            Metric::RecoveryMs => measured.recovery.and_then(|recovery| recovery.recovered_ms),
         }
     }
 
@@ -151,7 +164,12 @@ impl Run {
     }
 }
 
+fn fault_ms(measured: &Measured, which: impl Fn(FaultLatency) -> u64) -> Option<f64> {
+    let latency = measured.report.as_ref()?.fault_latency_us?;
+    Some(float(which(latency)) / 1e3)
+}
+
 #[expect(clippy::cast_precision_loss, reason = "byte counts are far below 2^52")]
-fn float(bytes: u64) -> f64 {
+pub(crate) fn float(bytes: u64) -> f64 {
     bytes as f64
 }

@@ -8,7 +8,7 @@ use sterna_e2e::{Error, Result, repository};
 
 use crate::machine::Machine;
 use crate::record::Run;
-use crate::tables::Cell;
+use crate::tables::{Cell, MOVES, Suite};
 
 /// All runs with the machine that they were measured on: `latest.json`.
 #[derive(Debug, Serialize)]
@@ -27,15 +27,15 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// `bench/results`; a quick benchmark has files of its own.
-    pub(crate) fn at(is_quick: bool) -> Self {
-        let stem = if is_quick { "quick" } else { "latest" };
+    /// A suite's in `bench/results`; a quick benchmark has files of its own.
+    pub(crate) fn at(suite: &'static Suite, is_quick: bool) -> Self {
+        let stem = if is_quick { suite.quick_stem } else { suite.stem };
         Self { folder: repository().join("bench/results"), stem }
     }
 
-    /// Whether these are results to quote.
+    /// Whether these are the results that the README quotes.
     pub(crate) fn are_for_quoting(&self) -> bool {
-        self.stem == "latest"
+        self.stem == MOVES.stem
     }
 
     /// `latest.json`, `latest.md`.

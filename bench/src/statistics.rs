@@ -1,7 +1,7 @@
 //! Medians and spreads of few numbers, and whether an aim is met.
 
 use crate::record::Run;
-use crate::tables::{Aim, Cell, Contender, Metric, STERNA, Standing};
+use crate::tables::{Aim, Cell, Contender, Metric, Standing};
 
 /// Few numbers in short.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +63,11 @@ impl<'r> CellRuns<'r> {
         Spread::of(completed.filter_map(|run| run.value(metric)).collect())
     }
 
+    /// A number over the completed runs of the cell's subject.
+    pub(crate) fn subject(&self, metric: Metric) -> Option<Spread> {
+        self.spread(self.cell.subject.name, metric)
+    }
+
     /// Whether there are runs, and every one completed.
     pub(crate) fn always_completed(&self, contender: &str) -> bool {
         let mut runs = self.of(contender).peekable();
@@ -82,30 +87,32 @@ impl<'r> CellRuns<'r> {
         medians.min_by(|one, other| one.1.total_cmp(&other.1))
     }
 
-    /// Sterna's median by stock's best.
+    /// The subject's median by stock's best.
     pub(crate) fn ratio(&self, metric: Metric) -> Option<f64> {
         let (_, best) = self.best_stock(metric)?;
-        Some(self.spread(STERNA, metric)?.median / best)
+        Some(self.subject(metric)?.median / best)
     }
 
-    /// Sterna's median by that of a contender.
+    /// The subject's median by that of a contender.
     pub(crate) fn ratio_to(&self, contender: &Contender, metric: Metric) -> Option<f64> {
-        Some(self.spread(STERNA, metric)?.median / self.spread(contender.name, metric)?.median)
+        Some(self.subject(metric)?.median / self.spread(contender.name, metric)?.median)
     }
 
     /// Whether an aim is met; none when it was not measured.
     pub(crate) fn meets(&self, aim: &Aim) -> Option<bool> {
-        self.of(STERNA).next()?;
-        if !self.always_completed(STERNA) {
+        let subject = self.cell.subject.name;
+        self.of(subject).next()?;
+        if !self.always_completed(subject) {
             return Some(false);
         }
         match aim {
-            Aim::AtMost(metric, limit) => Some(self.spread(STERNA, *metric)?.median <= *limit),
+            Aim::AtMost(metric, limit) => Some(self.subject(*metric)?.median <= *limit),
             Aim::AtMostTimesBest(metric, factor) => Some(self.ratio(*metric)? <= *factor),
             Aim::AtMostTimes(metric, factor, contender) => {
                 Some(self.ratio_to(contender, *metric)? <= *factor)
             }
-            Aim::CompletesByPrecopy => Some(self.of(STERNA).all(was_precopy)),
+            Aim::Completes => Some(true),
+            Aim::CompletesByPrecopy => Some(self.of(subject).all(was_precopy)),
         }
     }
 }
@@ -121,7 +128,7 @@ mod tests {
     use super::*;
     use crate::machine::Conditions;
     use crate::record::{Ending, Measured};
-    use crate::tables::CELLS;
+    use crate::tables::MOVES;
 
     #[test]
     fn quartiles_lie_between_neighbours() {
@@ -134,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_best_of_stock_completed_every_time() {
-        let cell = &CELLS[0];
+        let cell = &MOVES.cells[0];
         let runs = [
             run(cell, "sterna", Some(1300.0)),
             run(cell, "precopy", Some(1000.0)),
@@ -151,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_aim_is_missed_when_one_run_failed_and_open_when_none_was_made() {
-        let cell = &CELLS[0];
+        let cell = &MOVES.cells[0];
         let runs = [run(cell, "sterna", Some(1.0)), run(cell, "sterna", None)];
         let aim = Aim::AtMost(Metric::TotalMs, 2.0);
         assert_eq!(CellRuns { cell, runs: &runs }.meets(&aim), Some(false));

@@ -37,11 +37,19 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
     let moved = vm.try_migrate(&pair, options)?;
     measured.command_ms = Some(start.elapsed().as_secs_f64() * 1e3);
     let aftermath = watch.finish(&mut measured)?;
+    let has_rolled_back = moved.check(1, "failed", "source").is_ok();
+    let report: Report = serde_json::from_value(moved.report.clone())
+        .map_err(|error| Error::unexpected("the report", "all its keys", error))?;
+    if has_rolled_back {
+        vm.check_still_here(&pair)?;
+        measured.total_ms = Some(report.total_ms);
+        measured.report = Some(report);
+        measured.ending = Ending::NotInTime;
+        return Ok(measured);
+    }
     moved.check_done()?;
     vm.arrived(&pair)?;
 
-    let report: Report = serde_json::from_value(moved.report)
-        .map_err(|error| Error::unexpected("the report", "all its keys", error))?;
     let downtime_ms = observer.downtime_ms()?;
     measured.total_ms = Some(report.total_ms);
     measured.downtime_ms = Some(downtime_ms);

@@ -125,6 +125,16 @@ impl GuestLog {
         ticks.last().copied().ok_or_else(|| Error::unexpected("the guest's log", "a tick", "none"))
     }
 
+    /// The last tick that it printed before its last move; none when it was not moved, or printed none.
+    ///
+    /// # Errors
+    /// As for [`Self::mark`].
+    pub fn last_tick_before_move(&self) -> Result<Option<Tick>> {
+        self.text()?;
+        let whole = self.past.rfind('\n').map_or("", |end| &self.past[..end]);
+        Ok(whole.lines().rev().find_map(parse_tick))
+    }
+
     /// Complete sweeps without a bad page so far.
     ///
     /// # Errors
@@ -251,6 +261,8 @@ mod tests {
         log.moved_to(&files.write("b", "tes=7\r\nTICK t=3 writes=1")).unwrap();
         // The last line is still being written: its count may be 1, or 12.
         assert_eq!(log.ticks().unwrap().last(), Some(&Tick { time_ms: 2, writes: 7 }));
+        let before = log.last_tick_before_move().unwrap();
+        assert_eq!(before, Some(Tick { time_ms: 1, writes: 1 }), "whole when it left");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The command line: which load, over how many pages, how fast, with which contents.
 //!
-//! `idle | uniform | hotset | sparse | rewrite`, then `key=value` in any order. Sizes and rates
+//! `idle | uniform | hotset | sparse | rewrite | passes`, then `key=value` in any order. Sizes and rates
 //! take the suffixes k, M, G (powers of 1024).
 
 use crate::page::PAGE_BYTES;
@@ -18,6 +18,8 @@ pub(crate) enum LoadKind {
     Sparse,
     /// Writes the content that a page already has: dirty without a change.
     Rewrite,
+    /// Writes whole pages with new content from the first to the last, again and again, as memory tests do.
+    Passes,
 }
 
 /// How fast pages are dirtied.
@@ -78,11 +80,13 @@ pub(crate) enum DiskLoad {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OptionsError {
     /// No load was named.
-    #[error("no load named: expected idle, uniform, hotset, sparse, rewrite or an application")]
+    #[error(
+        "no load named: expected idle, uniform, hotset, sparse, rewrite, passes or an application"
+    )]
     NoLoad,
     /// The load is none of ours.
     #[error(
-        "unknown load '{0}': expected idle, uniform, hotset, sparse, rewrite, redis, edit, audio or video"
+        "unknown load '{0}': expected idle, uniform, hotset, sparse, rewrite, passes, redis, edit, audio or video"
     )]
     UnknownLoad(String),
     /// An argument is not `key=value` with a known key.
@@ -157,6 +161,7 @@ fn parse_load(name: &str) -> Result<LoadKind, OptionsError> {
         "hotset" => LoadKind::Hotset,
         "sparse" => LoadKind::Sparse,
         "rewrite" => LoadKind::Rewrite,
+        "passes" => LoadKind::Passes,
         other => return Err(OptionsError::UnknownLoad(other.to_owned())),
     })
 }

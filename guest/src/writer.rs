@@ -49,12 +49,17 @@ impl Writer {
         match self.load {
             LoadKind::Idle => Ok(()),
             LoadKind::Rewrite => set.rewrite(page),
-            LoadKind::Uniform | LoadKind::Hotset | LoadKind::Sparse => set.write(page),
+            LoadKind::Uniform | LoadKind::Hotset | LoadKind::Sparse | LoadKind::Passes => {
+                set.write(page)
+            }
         }
     }
 
     /// Hot pages are spread evenly over the set: no run of them favours anybody.
     fn choose(&mut self) -> usize {
+        if self.load == LoadKind::Passes {
+            return usize::try_from(self.writes % self.pages).unwrap_or(0);
+        }
         self.state = next_random(self.state);
         let draw = mix(self.state);
         let is_hot = self.load == LoadKind::Hotset && draw % 100 < self.hot_share_percent;
@@ -83,6 +88,16 @@ mod tests {
         let hot = choices.iter().filter(|page| *page % 20 == 0 && *page / 20 < 51).count();
         assert!((17_900..18_500).contains(&hot), "{hot}");
         assert!(choices.iter().all(|page| *page < 1024));
+    }
+
+    #[test]
+    fn a_pass_writes_each_page_once_in_order() {
+        let arguments = ["passes".to_owned(), "size=64k".to_owned()];
+        let options = Options::parse(&arguments).unwrap();
+        let (mut writer, mut set) = (Writer::new(&options), WorkingSet::filled(&options));
+        (0..40).for_each(|_| writer.write_one(&mut set).unwrap());
+        let sequences: Vec<u32> = (0..16).map(|page| set.check(page).unwrap()).collect();
+        assert_eq!(sequences, [[3; 8], [2; 8]].concat());
     }
 
     #[test]

@@ -2,34 +2,26 @@
 
 use super::format::{self, name, with_unit};
 use crate::statistics::{CellRuns, Spread};
-use crate::tables::{Aim, Contender, Metric, STERNA, Standing};
+use crate::tables::{Aim, Contender, Metric, Standing};
 
-/// The columns with a ratio.
-const COLUMNS: [(&str, Metric); 7] = [
-    ("total", Metric::TotalMs),
-    ("downtime", Metric::DowntimeMs),
-    ("gap seen outside", Metric::GapMs),
-    ("on the wire", Metric::Bytes),
-    ("lost work", Metric::LostWorkS),
-    ("CPU, agents", Metric::AgentCpuS),
-    ("CPU, QEMUs", Metric::QemuCpuS),
-];
+/// A heading and its figure.
+type Column = (&'static str, Metric);
 
 /// The table of a cell, and its aims.
-pub(super) fn table(runs: &CellRuns<'_>) -> String {
+pub(super) fn table(runs: &CellRuns<'_>, columns: &[Column]) -> String {
     let mut text = format!("\n### {}\n\n| | runs |", runs.cell.title());
-    for (title, _) in COLUMNS {
+    for (title, _) in columns {
         text += &format!(" {title} |");
     }
     text += " destination's start | agent's memory |\n|---|---|";
-    text += &"---|".repeat(COLUMNS.len() + 2);
+    text += &"---|".repeat(columns.len() + 2);
     text.push('\n');
     for contender in runs.cell.contenders {
         if runs.of(contender.name).next().is_some() {
-            text += &row(runs, contender);
+            text += &row(runs, contender, columns);
         }
     }
-    text += &ratio_row(runs);
+    text += &ratio_row(runs, columns);
     text.push('\n');
     for aim in runs.cell.aims {
         text += &aim_line(runs, aim);
@@ -37,16 +29,16 @@ pub(super) fn table(runs: &CellRuns<'_>) -> String {
     text
 }
 
-fn row(runs: &CellRuns<'_>, contender: &Contender) -> String {
+fn row(runs: &CellRuns<'_>, contender: &Contender, columns: &[Column]) -> String {
     let all = runs.of(contender.name).count();
     let completed = runs.of(contender.name).filter(|run| run.has_completed()).count();
     let mark = if contender.standing == Standing::Extra { "*" } else { "" };
     let mut text = format!("| {mark}{}{mark} | {completed} of {all} |", contender.title);
-    for (_, metric) in COLUMNS {
-        let spread = runs.spread(contender.name, metric);
+    for (_, metric) in columns {
+        let spread = runs.spread(contender.name, *metric);
         let shown = spread.map_or_else(
-            || not_completed(runs, contender, metric),
-            |spread| format::spread(spread, metric),
+            || not_completed(runs, contender, *metric),
+            |spread| format::spread(spread, *metric),
         );
         text += &format!(" {shown} |");
     }
@@ -69,18 +61,21 @@ fn not_completed(runs: &CellRuns<'_>, contender: &Contender, metric: Metric) -> 
     )
 }
 
-fn ratio_row(runs: &CellRuns<'_>) -> String {
+fn ratio_row(runs: &CellRuns<'_>, columns: &[Column]) -> String {
     let mut text = "| Sterna / best of stock | |".to_owned();
-    for (_, metric) in COLUMNS {
-        text += &format!(" {} |", ratio(runs, metric));
+    for (_, metric) in columns {
+        text += &format!(" {} |", ratio(runs, *metric));
     }
     text + " | |\n"
 }
 
 /// The ratio to the best, and whom that is.
 pub(super) fn ratio(runs: &CellRuns<'_>, metric: Metric) -> String {
-    // No agents there, and who loses nothing has no ratio.
-    if matches!(metric, Metric::AgentCpuS | Metric::LostWorkS) {
+    // Stock has no agents and tells of no waits; who loses nothing has no ratio.
+    if matches!(
+        metric,
+        Metric::AgentCpuS | Metric::LostWorkS | Metric::FaultMedianMs | Metric::FaultP99Ms
+    ) {
         return String::new();
     }
     let best = runs.ratio(metric).zip(runs.best_stock(metric));
@@ -101,7 +96,7 @@ fn aim_line(runs: &CellRuns<'_>, aim: &Aim) -> String {
         |ratio: Option<f64>| ratio.map_or_else(nothing, |ratio| format!("{ratio:.2}"));
     let (wanted, found) = match aim {
         Aim::AtMost(metric, limit) => {
-            let spread = runs.spread(STERNA, *metric);
+            let spread = runs.subject(*metric);
             let found = spread.map_or_else(nothing, |spread| with_unit(spread.median, *metric));
             (format!("{} at most {}", name(*metric), with_unit(*limit, *metric)), found)
         }
@@ -113,11 +108,15 @@ fn aim_line(runs: &CellRuns<'_>, aim: &Aim) -> String {
             let wanted = format!("{} at most {factor} times {}", name(*metric), contender.title);
             (wanted, factor_found(runs.ratio_to(contender, *metric)))
         }
-        Aim::CompletesByPrecopy => {
-            let completed = runs.of(STERNA).filter(|run| run.has_completed()).count();
-            let all = runs.of(STERNA).count();
-            ("completes by pre-copy".to_owned(), format!("{completed} of {all} runs completed"))
-        }
+        Aim::Completes => ("completes".to_owned(), completed(runs)),
+        Aim::CompletesByPrecopy => ("completes by pre-copy".to_owned(), completed(runs)),
     };
     format!("- Aim: {wanted}: **{verdict}** ({found}).\n")
+}
+
+/// How many of the subject's runs did.
+fn completed(runs: &CellRuns<'_>) -> String {
+    let subject = runs.cell.subject.name;
+    let completed = runs.of(subject).filter(|run| run.has_completed()).count();
+    format!("{completed} of {} runs completed", runs.of(subject).count())
 }

@@ -14,6 +14,12 @@ pub(super) const fn name(metric: Metric) -> &'static str {
         Metric::AgentCpuS => "median CPU time of the agents",
         Metric::QemuCpuS => "median CPU time of the QEMUs",
         Metric::AgentBytes => "anonymous memory of an agent",
+        Metric::Pages => "median of the pages sent",
+        Metric::SendsPerPage => "a page is sent",
+        Metric::RequestPercent => "pages asked for, of those lacking",
+        Metric::FaultMedianMs => "wait for a page, median",
+        Metric::FaultP99Ms => "wait for a page, 99th percentile",
+        Metric::RecoveryMs => "median time to the old pace",
     }
 }
 
@@ -34,7 +40,15 @@ pub(super) fn spread(spread: Spread, metric: Metric) -> String {
 /// A number with its unit.
 pub(super) fn with_unit(value: f64, metric: Metric) -> String {
     let unit = match metric {
-        Metric::TotalMs | Metric::DowntimeMs | Metric::GapMs => "ms",
+        Metric::TotalMs
+        | Metric::DowntimeMs
+        | Metric::GapMs
+        | Metric::FaultMedianMs
+        | Metric::FaultP99Ms
+        | Metric::RecoveryMs => "ms",
+        Metric::Pages => "pages",
+        Metric::SendsPerPage => "times",
+        Metric::RequestPercent => "%",
         Metric::Bytes => "MB",
         Metric::LostWorkS | Metric::AgentCpuS | Metric::QemuCpuS => "s",
         Metric::AgentBytes => "MiB",
@@ -45,8 +59,15 @@ pub(super) fn with_unit(value: f64, metric: Metric) -> String {
 /// A number in its unit.
 pub(super) fn without_unit(value: f64, metric: Metric) -> String {
     match metric {
-        Metric::TotalMs | Metric::GapMs => format!("{value:.0}"),
-        Metric::DowntimeMs => format!("{value:.1}"),
+        Metric::TotalMs
+        | Metric::GapMs
+        | Metric::RecoveryMs
+        | Metric::Pages
+        | Metric::SendsPerPage => format!("{value:.0}"),
+        Metric::DowntimeMs
+        | Metric::FaultMedianMs
+        | Metric::FaultP99Ms
+        | Metric::RequestPercent => format!("{value:.1}"),
         Metric::LostWorkS | Metric::AgentCpuS | Metric::QemuCpuS => format!("{value:.2}"),
         Metric::Bytes => format!("{:.1}", value / 1e6),
         Metric::AgentBytes => format!("{:.1}", value / 1_048_576.0),

@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::record::Run;
 use crate::results::{Document, Results, write_json, write_text};
 use crate::statistics::CellRuns;
-use crate::tables::CELLS;
+use crate::tables::{MOVES, Suite};
 
 const BEGIN: &str = "<!-- bench:begin -->";
 const END: &str = "<!-- bench:end -->";
@@ -48,10 +48,10 @@ tried once.
 ///
 /// # Errors
 /// The disk, or a file that is no run.
-pub(crate) fn write_all(results: &Results) -> Result<()> {
+pub(crate) fn write_all(suite: &'static Suite, results: &Results) -> Result<()> {
     let machine = Machine::here()?;
     let mut loaded = Vec::new();
-    for cell in CELLS {
+    for cell in suite.cells {
         loaded.push((cell, results.load(cell)?));
     }
     let cells: Vec<CellRuns<'_>> = (loaded.iter())
@@ -61,22 +61,27 @@ pub(crate) fn write_all(results: &Results) -> Result<()> {
     let runs: Vec<&Run> = cells.iter().flat_map(|cell| cell.runs).collect();
     let facts = machine_line(&machine, &runs);
     let overview = overview::table(&cells);
-    let tables: String = cells.iter().map(cell::table).collect();
-    let details = times::table(&cells);
-    let overhead = times::overhead(&cells);
+    let tables: String = cells.iter().map(|cell| cell::table(cell, suite.columns)).collect();
     write_json(&results.summary("json"), &Document { machine: &machine, runs: &runs })?;
-    let text = format!(
-        "# Sterna beside stock QEMU\n\n{facts}\n{overview}\n{MEANING}{tables}\n## What it costs\n{overhead}\n\
-         ## Where Sterna's time goes\n{details}"
-    );
+    let (title, meaning) = (suite.title, suite.meaning);
+    let details = if *suite == MOVES { details(&cells) } else { String::new() };
+    let text = format!("# {title}\n\n{facts}\n{overview}\n{MEANING}{meaning}{tables}{details}");
     write_text(&results.summary("md"), &text)?;
-    plot::ratios(&cells, &results.summary("svg"))?;
-    plot::clients(&cells, &results.summary("redis.svg"))?;
+    if *suite == MOVES {
+        plot::ratios(&cells, &results.summary("svg"))?;
+        plot::clients(&cells, &results.summary("redis.svg"))?;
+    }
     println!("{text}");
     if results.are_for_quoting() {
         put_into_readme(&repository().join("README.md"), &format!("{facts}\n{overview}\n{PLOT}"))?;
     }
     Ok(())
+}
+
+/// What a move costs, and where its time goes.
+fn details(cells: &[CellRuns<'_>]) -> String {
+    let (overhead, details) = (times::overhead(cells), times::table(cells));
+    format!("\n## What it costs\n{overhead}\n## Where Sterna's time goes\n{details}")
 }
 
 fn machine_line(machine: &Machine, runs: &[&Run]) -> String {
@@ -112,7 +117,7 @@ fn between_marks(text: &str, tables: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::{Cell, STERNA};
+    use crate::tables::{Cell, SUITES};
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {
@@ -126,16 +131,18 @@ mod tests {
     #[test]
     fn cells_and_contenders_have_names_of_their_own() {
         let names = |cell: &Cell| cell.contenders.iter().map(|who| who.name).collect::<Vec<_>>();
-        for (number, cell) in CELLS.iter().enumerate() {
-            let name = cell.name();
-            assert!(CELLS[..number].iter().all(|other| other.name() != name), "{name}");
-            let mut unique = names(cell);
-            unique.sort_unstable();
-            unique.dedup();
-            assert_eq!(unique.len(), cell.contenders.len(), "{name}");
-            assert!(names(cell).contains(&STERNA), "{name}");
-            let all = names(cell);
-            assert!(cell.quick.iter().all(|who| all.contains(&who.name)), "{name}");
+        for suite in SUITES {
+            for (number, cell) in suite.cells.iter().enumerate() {
+                let name = cell.name();
+                assert!(suite.cells[..number].iter().all(|other| other.name() != name), "{name}");
+                let all = names(cell);
+                let mut unique = all.clone();
+                unique.sort_unstable();
+                unique.dedup();
+                assert_eq!(unique.len(), all.len(), "{name}");
+                assert!(all.contains(&cell.subject.name), "{name}");
+                assert!(cell.quick.iter().all(|who| all.contains(&who.name)), "{name}");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::format::with_unit;
 use crate::statistics::CellRuns;
-use crate::tables::{Metric, STERNA};
+use crate::tables::Metric;
 
 /// What a line shows.
 const COLUMNS: [(&str, Metric); 3] =
@@ -36,7 +36,7 @@ fn line(runs: &CellRuns<'_>) -> String {
 }
 
 fn compared(runs: &CellRuns<'_>, metric: Metric) -> String {
-    let ours = runs.spread(STERNA, metric).map(|spread| with_unit(spread.median, metric));
+    let ours = runs.subject(metric).map(|spread| with_unit(spread.median, metric));
     let ours = ours.unwrap_or_else(|| "not completed".to_owned());
     match runs.best_stock(metric).zip(runs.ratio(metric)) {
         Some(((best, median), ratio)) => {

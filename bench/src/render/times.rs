@@ -6,7 +6,7 @@ use sterna_api::Report;
 
 use crate::record::Run;
 use crate::statistics::{CellRuns, Spread};
-use crate::tables::{Contender, How, Metric, STERNA};
+use crate::tables::{Contender, How, Metric};
 
 const PAGE_BYTES: f64 = 4096.0;
 const GIB: f64 = 1_073_741_824.0;
@@ -37,8 +37,10 @@ pub(super) fn table(cells: &[CellRuns<'_>]) -> String {
     }
     text += &format!("\n|---|{}\n", "---|".repeat(LINES.len()));
     for runs in cells {
-        let reports: Vec<_> =
-            runs.of(STERNA).filter_map(|run| run.measured.report.as_ref()).collect();
+        let reports: Vec<_> = runs
+            .of(runs.cell.subject.name)
+            .filter_map(|run| run.measured.report.as_ref())
+            .collect();
         if reports.is_empty() {
             continue;
         }

@@ -72,8 +72,23 @@ pub(crate) enum Channel {
     Tls,
 }
 
-/// The contender that the others are compared with.
-pub(crate) const STERNA: &str = "sterna";
+/// One list of several. The number of all has to be given, and is checked when this is built.
+pub(super) const fn joined<const N: usize>(
+    groups: &[&[&'static Contender]],
+) -> [&'static Contender; N] {
+    let mut all = [groups[0][0]; N];
+    let (mut count, mut group) = (0, 0);
+    while group < groups.len() {
+        let mut at = 0;
+        while at < groups[group].len() {
+            all[count] = groups[group][at];
+            (count, at) = (count + 1, at + 1);
+        }
+        group += 1;
+    }
+    assert!(count == N, "a list has as many contenders as its groups");
+    all
+}
 
 const PLAIN: StockMode = StockMode {
     capabilities: &[],
@@ -87,7 +102,7 @@ const fn stock(name: &'static str, title: &'static str, mode: StockMode) -> Cont
 }
 
 pub(super) static OURS: Contender = Contender {
-    name: STERNA,
+    name: "sterna",
     title: "Sterna (mutual TLS, defaults)",
     how: How::Sterna { options: &[] },
     standing: Standing::Competes,
@@ -99,6 +114,13 @@ pub(super) static OURS_THREE_STAGE: Contender = Contender {
     standing: Standing::Extra,
 };
 
+/// It rolls back when it has not converged after as long as stock may try.
+pub(super) static OURS_PRECOPY: Contender = Contender {
+    name: "sterna-precopy",
+    title: "Sterna, pre-copy only",
+    how: How::Sterna { options: &["--strategy", "precopy", "--timeout", "40"] },
+    standing: Standing::Extra,
+};
 pub(super) static OURS_UNCOMPRESSED: Contender = Contender {
     name: "sterna-uncompressed",
     title: "Sterna, `--compress none`",

@@ -92,6 +92,7 @@ impl Aftermath {
         measured: &mut Measured,
     ) -> Result<()> {
         measured.lost_work_s = self.work.lost_s(log, downtime_ms)?;
+        measured.recovery = self.work.recovery(log, downtime_ms)?;
         measured.probed = self.prober.map(Prober::finish).transpose()?;
         measured.redis = self.redis.map(RedisClient::finish).transpose()?;
         match &measured.redis {

@@ -1,14 +1,16 @@
-//! What a guest did not do because it was moved, in seconds of its work before.
+//! What a guest did not do because it was moved, in seconds of its work before, and when it was at its old pace again.
 //!
 //! The guest prints its own clock and a count of its work. While it is stopped its clock stands, so
 //! from a tick before the move to a tick after it
 //!
 //! ```text
 //! lost = downtime + (guest's time) - (work done) / (rate of work before)
+//! recovered = downtime + (guest's time from the last tick before the stop to the first half second at 95 % of its pace)
 //! ```
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sterna_e2e::command::wait_for;
 use sterna_e2e::{GuestLog, Result, Tick};
 
@@ -18,6 +20,20 @@ const AFTERMATH_MS: u64 = 2000;
 const TICK_LIMIT: Duration = Duration::from_secs(20);
 /// What is looked at for the rate of work before the move.
 pub(crate) const BASELINE: Duration = Duration::from_secs(2);
+
+/// The share of its old pace at which a guest has come back to its work.
+const OLD_PACE: f64 = 0.95;
+/// For at least so long.
+const SUSTAINED_MS: u64 = 500;
+
+/// How a guest came back to its work.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Recovery {
+    /// Its work each second before the move.
+    pub(crate) work_per_s: f64,
+    /// From the stop until it was at its old pace again; none when it was not within the time that was watched.
+    pub(crate) recovered_ms: Option<f64>,
+}
 
 /// A guest's work until the move.
 #[derive(Clone, Debug)]
@@ -51,6 +67,30 @@ impl Work {
         })?;
         Ok(self.rate.map(|rate| lost_ms(self.before, after, rate, downtime_ms) / 1e3))
     }
+
+    /// How the guest came back to its work; none when it has none, or was not moved.
+    ///
+    /// # Errors
+    /// The guest is damaged.
+    pub(crate) fn recovery(&self, log: &GuestLog, downtime_ms: f64) -> Result<Option<Recovery>> {
+        let (Some(rate), Some(left)) = (self.rate, log.last_tick_before_move()?) else {
+            return Ok(None);
+        };
+        let ticks: Vec<Tick> =
+            log.ticks()?.into_iter().filter(|tick| tick.time_ms >= left.time_ms).collect();
+        let back = back_at_work(&ticks, OLD_PACE * rate);
+        let recovered_ms = back.map(|back| downtime_ms + between(left, back).1);
+        Ok(Some(Recovery { work_per_s: 1e3 * rate, recovered_ms }))
+    }
+}
+
+/// The first tick from which on the pace is kept long enough.
+fn back_at_work(ticks: &[Tick], pace: f64) -> Option<Tick> {
+    let sustained = |from: &Tick| {
+        let until = ticks.iter().find(|tick| tick.time_ms >= from.time_ms + SUSTAINED_MS)?;
+        (rate(*from, *until)? >= pace).then_some(*from)
+    };
+    ticks.iter().find_map(sustained)
 }
 
 fn rate(from: Tick, to: Tick) -> Option<f64> {
@@ -87,6 +127,16 @@ mod tests {
     fn a_guest_at_half_its_speed_lost_half_the_time() {
         let lost = lost_ms(tick(1000, 500), tick(5000, 1500), 0.5, 0.0);
         assert!((lost - 2000.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_guest_is_back_when_it_keeps_its_pace() {
+        let slow = (0..10).map(|n| tick(100 * n, 10 * n));
+        let fast = (0..10).map(|n| tick(1000 + 100 * n, 100 + 100 * n));
+        let ticks: Vec<Tick> = slow.chain(fast).collect();
+        assert_eq!(back_at_work(&ticks, 0.95), Some(tick(1000, 100)));
+        assert_eq!(back_at_work(&ticks, 0.05), Some(tick(0, 0)), "it was never slower");
+        assert_eq!(back_at_work(&ticks[..12], 0.95), None, "not kept for half a second");
     }
 
     #[test]

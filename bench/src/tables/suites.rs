@@ -1,0 +1,80 @@
+//! The suites: cells that are measured together, with the table that shows them.
+
+use super::cell::{Cell, Metric};
+use super::{moves, three_stage};
+
+/// Cells that are measured together.
+#[derive(Debug)]
+pub(crate) struct Suite {
+    /// Its name on the command line.
+    pub(crate) name: &'static str,
+    /// The name of its files.
+    pub(crate) stem: &'static str,
+    /// The name of a quick benchmark's files.
+    pub(crate) quick_stem: &'static str,
+    /// The heading of its results.
+    pub(crate) title: &'static str,
+    /// The cells, the ones that matter most first.
+    pub(crate) cells: &'static [Cell],
+    /// What a cell's table shows: heading and figure.
+    pub(crate) columns: &'static [(&'static str, Metric)],
+    /// What the figures mean, beside what holds for all suites.
+    pub(crate) meaning: &'static str,
+}
+
+impl PartialEq for Suite {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// Sterna's defaults beside all of stock's modes: what the README quotes.
+pub(crate) static MOVES: Suite = Suite {
+    name: "moves",
+    stem: "latest",
+    quick_stem: "quick",
+    title: "Sterna beside stock QEMU",
+    cells: moves::CELLS,
+    columns: &[
+        ("total", Metric::TotalMs),
+        ("downtime", Metric::DowntimeMs),
+        ("gap seen outside", Metric::GapMs),
+        ("on the wire", Metric::Bytes),
+        ("lost work", Metric::LostWorkS),
+        ("CPU, agents", Metric::AgentCpuS),
+        ("CPU, QEMUs", Metric::QemuCpuS),
+    ],
+    meaning: "",
+};
+
+static THREE_STAGE: Suite = Suite {
+    name: "three-stage",
+    stem: "three-stage",
+    quick_stem: "quick-three-stage",
+    title: "The three-stage copy beside pre-copy and stock post-copy",
+    cells: three_stage::CELLS,
+    columns: &[
+        ("total", Metric::TotalMs),
+        ("downtime", Metric::DowntimeMs),
+        ("pages", Metric::Pages),
+        ("on the wire", Metric::Bytes),
+        ("asked for, of the lacking", Metric::RequestPercent),
+        ("wait for a page: median", Metric::FaultMedianMs),
+        ("99th percentile", Metric::FaultP99Ms),
+        ("old pace again", Metric::RecoveryMs),
+        ("lost work", Metric::LostWorkS),
+    ],
+    meaning: "\
+- Pages: those that were sent with a content, each as often as it was sent; pages of zeros do not count, for nobody.
+- Asked for: pages that the guest had to wait for, by the pages that were lacking when it was resumed. Stock: its requests \
+by the pages of its post-copy bytes.
+- Wait: from QEMU's request at the destination to the page in its stream, as Sterna reports it; stock's QEMU does not tell. \
+The links here have no delay of their own: the round trip of the aims counts as nothing.
+- Old pace again: from the stop until the guest did at least 95 % of its work before the move over half a second. The guest \
+tells ten times a second.
+- Pre-copy is given up after 40 s (Sterna's, by `--timeout`) or 45 s (stock's).
+",
+};
+
+/// All of them.
+pub(crate) static SUITES: [&Suite; 2] = [&MOVES, &THREE_STAGE];
