@@ -14,7 +14,7 @@ QUICK ?=
 LOCKED := $(if $(filter true,$(CI)),--locked)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: build help test soak lint fmt deny dependencies deps deps-demo guest demo bench bench-three-stage bench-program \
+.PHONY: build help test soak lint fmt deny dependencies deps deps-demo guest demo bench bench-three-stage bench-follow bench-program \
     man install uninstall clean
 .NOTPARALLEL:
 
@@ -72,6 +72,9 @@ bench: bench-program ## beside stock QEMU over shaped links (needs root); goes o
 
 bench-three-stage: bench-program ## the three-stage copy beside pre-copy and stock post-copy, as make bench; QUICK=1: five minutes
 	$(TARGET)/release/sterna-bench --suite three-stage $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-follow: bench-program ## a followed guest beside one that is moved when it is asked for, as make bench; QUICK=1: five minutes
+	$(TARGET)/release/sterna-bench --suite follow $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 man: build ## the manual pages, in target/man
 	$(TARGET)/release/sterna man $(TARGET)/man

@@ -10,6 +10,7 @@
 //! interleaved: whatever else the machine does meets all contenders alike. What was measured before is
 //! not measured again: an interrupted benchmark goes on where it was. Needs root.
 
+mod follow;
 mod interrupt;
 mod machine;
 mod pages;
@@ -36,7 +37,7 @@ use tables::{Cell, Contender, How, MOVES, SUITES, Suite};
 /// Sterna beside stock QEMU, over two network namespaces joined by a shaped wire.
 #[derive(Parser)]
 struct Options {
-    /// What to measure: moves, or three-stage
+    /// What to measure: moves, three-stage or follow
     #[arg(long, value_name = "NAME", default_value = MOVES.name, value_parser = suite_named)]
     suite: &'static Suite,
     /// A few cells, one run each: to see that it works, not to quote
@@ -174,6 +175,7 @@ fn one_run(options: &Options, (cell, contender): Row, number: u32) -> Result<Run
     let conditions = machine::wait_until_quiet(patience)?;
     let measured = match &contender.how {
         How::Sterna { options } => sterna::run(cell, options),
+        How::Follow { without } => follow::run(cell, without),
         How::Stock(mode) => stock::run(cell, mode, cell.link.patience),
     };
     Ok(Run {

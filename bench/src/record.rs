@@ -8,6 +8,7 @@ use sterna_e2e::Error;
 use crate::machine::Conditions;
 use crate::pages;
 use crate::tables::{Cell, Contender, Metric};
+use crate::watch::followed::Followed;
 use crate::watch::prober::Probed;
 use crate::watch::processes::Usage;
 use crate::watch::redis::RedisRecord;
@@ -55,6 +56,9 @@ pub(crate) struct Measured {
     pub(crate) command_ms: Option<f64>,
     /// What the guest did not do for the move, in seconds of its work before.
     pub(crate) lost_work_s: Option<f64>,
+    /// How the guest was followed, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) followed: Option<Followed>,
     /// How the guest came back to its work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) recovery: Option<Recovery>,
@@ -115,6 +119,8 @@ impl Run {
     pub(crate) fn value(&self, metric: Metric) -> Option<f64> {
         let measured = &self.measured;
         let usage = measured.usage.as_ref();
+        let followed = measured.followed.as_ref();
+        let slowdown = followed.and_then(|followed| followed.slowdown);
         match metric {
             Metric::TotalMs => measured.total_ms,
             Metric::DowntimeMs => measured.downtime_ms,
@@ -142,6 +148,15 @@ impl Run {
             Metric::FaultMedianMs => fault_ms(measured, |latency| latency.p50),
             Metric::FaultP99Ms => fault_ms(measured, |latency| latency.p99),
             Metric::RecoveryMs => measured.recovery.and_then(|recovery| recovery.recovered_ms),
+            Metric::SwitchMs => {
+                let switched = measured.report.as_ref().and_then(|report| report.switch_ms);
+                switched.or(measured.total_ms)
+            }
+            Metric::BackgroundRate => followed.map(Followed::background_per_s),
+            Metric::BackgroundPercent => followed.and_then(Followed::background_percent),
+            Metric::SlowdownPercent => slowdown.map(|slowdown| slowdown.percent),
+            Metric::SlowdownMostPercent => slowdown.map(|slowdown| slowdown.most_percent),
+            Metric::HoldCpuPercent => followed.map(|followed| followed.hold_cpu_percent),
         }
     }
 

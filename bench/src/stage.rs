@@ -30,6 +30,9 @@ pub(crate) fn guest(cell: &Cell) -> Result<Guest> {
         Program::Application(application) => {
             guest.application(application).load(&format!("{} {REPORT}", application.name()))
         }
+        Program::ApplicationWith(application, parameters) => guest
+            .application(application)
+            .load(&format!("{} {parameters} {REPORT}", application.name())),
     };
     Ok(match cell.qemu {
         Version::Installed => guest,

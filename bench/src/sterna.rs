@@ -64,7 +64,7 @@ pub(crate) fn run(cell: &Cell, options: &[&str]) -> Result<Measured> {
 
 /// Sees the guest stop at one host and run at the other.
 #[derive(Debug)]
-struct Observer {
+pub(crate) struct Observer {
     source: Events,
     destination: JoinHandle<Option<Events>>,
 }
@@ -72,7 +72,7 @@ struct Observer {
 impl Observer {
     /// The destination's QEMU does not exist yet: its socket is looked for until it does. Both hosts
     /// have their sockets at the same place below their folders.
-    fn start(pair: &Pair, name: &str) -> Result<Self> {
+    pub(crate) fn start(pair: &Pair, name: &str) -> Result<Self> {
         let [source, destination] = Side::BOTH.map(|side| pair.host(side).folder());
         let view = pair.host(Side::Alpha).vm(name)?;
         let socket = PathBuf::from(view["qmp"].as_str().unwrap_or_default());
@@ -98,7 +98,7 @@ impl Observer {
     ///
     /// # Errors
     /// One of them was not seen.
-    fn downtime_ms(mut self) -> Result<f64> {
+    pub(crate) fn downtime_ms(mut self) -> Result<f64> {
         let unseen = |event| Error::unexpected("QEMU's events", event, "none");
         let stopped = self.source.last("STOP").ok_or_else(|| unseen("STOP"))?.unix_ms;
         let destination = self.destination.join().ok().flatten();

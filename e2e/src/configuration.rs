@@ -64,6 +64,8 @@ pub struct HostSetup {
     pub paths: Vec<(PathBuf, PathBuf)>,
     /// Lines below `[limits]`.
     pub limits: Vec<String>,
+    /// Lines below `[lab]`.
+    pub lab: Vec<String>,
     /// See [`StateDisk`].
     pub state_disk: StateDisk,
     /// See [`MemoryLimit`].
@@ -113,12 +115,16 @@ roots = [{roots}]
 
 [limits]
 {limits}
+
+[lab]
+{lab}
 "#,
             control = quoted(&folder.join(SOCKET)),
             state = quoted(&folder.join(STATE)),
             paths = paths.join("\n"),
             roots = roots.join(", "),
             limits = self.limits.join("\n"),
+            lab = self.lab.join("\n"),
         )
     }
 }

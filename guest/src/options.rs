@@ -120,7 +120,7 @@ impl Options {
             let unknown = || OptionsError::UnknownArgument(argument.clone());
             let (key, value) = argument.split_once('=').ok_or_else(unknown)?;
             match key {
-                "size" => options.pages = parse_pages(value)?,
+                "size" => options.pages = parse_pages("size", value)?,
                 "rate" => options.rate = parse_rate(value)?,
                 "random" => random = Some(parse_percent("random", value)?),
                 "text" => options.shares.text = parse_percent("text", value)?,
@@ -174,11 +174,11 @@ pub(crate) fn parse_disk(value: &str) -> Result<DiskLoad, OptionsError> {
 }
 
 /// Whole pages, at least 16 (a hot set and 16 patterns must fit), at most 2^28 (1 TiB).
-fn parse_pages(value: &str) -> Result<u32, OptionsError> {
+pub(crate) fn parse_pages(key: &'static str, value: &str) -> Result<u32, OptionsError> {
     let bytes = parse_bytes(value);
     let pages = bytes.and_then(|bytes| u32::try_from(bytes / PAGE_BYTES as u64).ok());
     pages.filter(|pages| (16..=1 << 28).contains(pages)).ok_or_else(|| OptionsError::BadValue {
-        key: "size",
+        key,
         found: value.to_owned(),
         expected: "a size of 64k to 1024G",
     })

@@ -20,6 +20,12 @@ pub(super) const fn name(metric: Metric) -> &'static str {
         Metric::FaultMedianMs => "wait for a page, median",
         Metric::FaultP99Ms => "wait for a page, 99th percentile",
         Metric::RecoveryMs => "median time to the old pace",
+        Metric::SwitchMs => "median from asking until it runs there",
+        Metric::BackgroundRate => "median background",
+        Metric::BackgroundPercent => "background by all that was dirtied",
+        Metric::SlowdownPercent => "median slowdown",
+        Metric::SlowdownMostPercent => "upper end of the slowdown's interval",
+        Metric::HoldCpuPercent => "share of a processor to hold it",
     }
 }
 
@@ -45,10 +51,16 @@ pub(super) fn with_unit(value: f64, metric: Metric) -> String {
         | Metric::GapMs
         | Metric::FaultMedianMs
         | Metric::FaultP99Ms
-        | Metric::RecoveryMs => "ms",
+        | Metric::RecoveryMs
+        | Metric::SwitchMs => "ms",
         Metric::Pages => "pages",
         Metric::SendsPerPage => "times",
-        Metric::RequestPercent => "%",
+        Metric::RequestPercent
+        | Metric::BackgroundPercent
+        | Metric::SlowdownPercent
+        | Metric::SlowdownMostPercent
+        | Metric::HoldCpuPercent => "%",
+        Metric::BackgroundRate => "kB/s",
         Metric::Bytes => "MB",
         Metric::LostWorkS | Metric::AgentCpuS | Metric::QemuCpuS => "s",
         Metric::AgentBytes => "MiB",
@@ -62,12 +74,18 @@ pub(super) fn without_unit(value: f64, metric: Metric) -> String {
         Metric::TotalMs
         | Metric::GapMs
         | Metric::RecoveryMs
+        | Metric::SwitchMs
         | Metric::Pages
         | Metric::SendsPerPage => format!("{value:.0}"),
         Metric::DowntimeMs
         | Metric::FaultMedianMs
         | Metric::FaultP99Ms
-        | Metric::RequestPercent => format!("{value:.1}"),
+        | Metric::RequestPercent
+        | Metric::BackgroundPercent
+        | Metric::SlowdownPercent
+        | Metric::SlowdownMostPercent
+        | Metric::HoldCpuPercent => format!("{value:.1}"),
+        Metric::BackgroundRate => format!("{:.1}", value / 1e3),
         Metric::LostWorkS | Metric::AgentCpuS | Metric::QemuCpuS => format!("{value:.2}"),
         Metric::Bytes => format!("{:.1}", value / 1e6),
         Metric::AgentBytes => format!("{:.1}", value / 1_048_576.0),

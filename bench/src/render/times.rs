@@ -92,7 +92,7 @@ fn overhead_line(runs: &CellRuns<'_>, contender: &Contender) -> String {
 #[expect(clippy::cast_precision_loss, reason = "page counts are far below 2^52")]
 fn sent_gib(run: &Run, contender: &Contender) -> Option<f64> {
     let pages = match contender.how {
-        How::Sterna { .. } => {
+        How::Sterna { .. } | How::Follow { .. } => {
             let pages = run.measured.report.as_ref()?.pages;
             pages.total.saturating_sub(pages.zero) as f64
         }

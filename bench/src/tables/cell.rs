@@ -79,6 +79,18 @@ pub(crate) enum Metric {
     FaultP99Ms,
     /// From the stop until the guest works at 95 % of its pace before the move.
     RecoveryMs,
+    /// From asking for the guest until it ran at the destination; for a move, all of it.
+    SwitchMs,
+    /// Bytes a second on the wire while a guest is followed.
+    BackgroundRate,
+    /// The same by the pages that the run saw dirtied, each once an epoch, in percent.
+    BackgroundPercent,
+    /// How much less a followed guest does than before.
+    SlowdownPercent,
+    /// The upper end of that figure's 95 % interval.
+    SlowdownMostPercent,
+    /// What following takes of a processor, at both hosts, beyond what the guest's QEMU took before.
+    HoldCpuPercent,
 }
 
 /// Something that is to be reached by the median of Sterna's runs.

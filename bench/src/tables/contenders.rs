@@ -37,6 +37,11 @@ pub(crate) enum How {
         /// Options of `migrate`.
         options: &'static [&'static str],
     },
+    /// Two agents, `sterna follow`, and after a while `sterna switch`.
+    Follow {
+        /// What is left out, by its name in the agents' `[lab]`.
+        without: &'static [&'static str],
+    },
     /// QEMU's own migration.
     Stock(StockMode),
 }
@@ -121,6 +126,34 @@ pub(super) static OURS_PRECOPY: Contender = Contender {
     how: How::Sterna { options: &["--strategy", "precopy", "--timeout", "40"] },
     standing: Standing::Extra,
 };
+/// The key of an agent's `[lab]` that leaves it out.
+const PREDICTION: &str = "without_prediction";
+const SLOW_START: &str = "without_slow_start";
+const CONTENT_CHECK: &str = "without_content_check";
+
+const fn follow(
+    name: &'static str,
+    title: &'static str,
+    without: &'static [&'static str],
+) -> Contender {
+    Contender { name, title, how: How::Follow { without }, standing: Standing::Extra }
+}
+
+pub(super) static FOLLOW: Contender = Contender {
+    standing: Standing::Competes,
+    ..follow("sterna-follow", "Sterna, followed, then switched", &[])
+};
+pub(super) static FOLLOW_ALL_DIRTY: Contender = follow(
+    "sterna-all-dirty",
+    "the same, every dirty page whole, each second",
+    &[PREDICTION, SLOW_START, CONTENT_CHECK],
+);
+pub(super) static FOLLOW_UNPREDICTED: Contender =
+    follow("sterna-unpredicted", "the same without prediction", &[PREDICTION]);
+pub(super) static FOLLOW_AT_ONCE: Contender =
+    follow("sterna-at-once", "the same without slow start", &[SLOW_START]);
+pub(super) static FOLLOW_UNCHECKED: Contender =
+    follow("sterna-unchecked", "the same without content check", &[CONTENT_CHECK]);
 pub(super) static OURS_UNCOMPRESSED: Contender = Contender {
     name: "sterna-uncompressed",
     title: "Sterna, `--compress none`",

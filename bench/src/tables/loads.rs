@@ -31,6 +31,8 @@ pub(crate) enum Program {
     Pages(&'static str),
     /// A program as people use it.
     Application(Application),
+    /// The same with parameters.
+    ApplicationWith(Application, &'static str),
 }
 
 /// Who talks to a guest from outside. A client is a load too, on the guest and on this machine: an idle guest

@@ -5,6 +5,7 @@
 
 mod cell;
 mod contenders;
+mod follow;
 mod links;
 mod loads;
 mod moves;

@@ -1,7 +1,7 @@
 //! The suites: cells that are measured together, with the table that shows them.
 
 use super::cell::{Cell, Metric};
-use super::{moves, three_stage};
+use super::{follow, moves, three_stage};
 
 /// Cells that are measured together.
 #[derive(Debug)]
@@ -76,5 +76,32 @@ tells ten times a second.
 ",
 };
 
+static FOLLOW: Suite = Suite {
+    name: "follow",
+    stem: "follow",
+    quick_stem: "quick-follow",
+    title: "A followed guest beside one that is moved when it is asked for",
+    cells: follow::CELLS,
+    columns: &[
+        ("asked until it runs there", Metric::SwitchMs),
+        ("downtime", Metric::DowntimeMs),
+        ("background", Metric::BackgroundRate),
+        ("by all that was dirtied", Metric::BackgroundPercent),
+        ("guest slower by", Metric::SlowdownPercent),
+        ("at most, 95 %", Metric::SlowdownMostPercent),
+        ("CPU to hold it", Metric::HoldCpuPercent),
+    ],
+    meaning: "\
+- Each guest is watched for ten seconds, followed, watched for half a minute after its memory was copied once, then asked for.
+- Asked until it runs there: the report's `switch_ms`; for a move, its total.
+- Background: what Sterna put on the wire in that half minute. By all that was dirtied: by the pages that the same run saw \
+dirtied, 4096 bytes each, once for each of its epochs (1 to 30 s). *Every dirty page whole, each second* is that for real: no \
+prediction, no slow start, no look at contents (`[lab]` in an agent's configuration).
+- Guest slower by: its work a second while it is followed by that before, with the upper end of the 95 % interval of that \
+(Welch, over whole seconds). Editor and players work at a pace of their own: they are slower when they cannot keep it.
+- CPU to hold it: all that agents and QEMUs of both hosts take of one processor, less what the guest's QEMU took before.
+",
+};
+
 /// All of them.
-pub(crate) static SUITES: [&Suite; 2] = [&MOVES, &THREE_STAGE];
+pub(crate) static SUITES: [&Suite; 3] = [&MOVES, &THREE_STAGE, &FOLLOW];

@@ -6,10 +6,12 @@
 //! processes       CPU seconds and anonymous memory of agents and QEMUs
 //! work            what the guest itself says it has done
 //! prober, redis   what clients see, where the load has some
+//! followed        what following costs, and what it harms
 //! ```
 
 mod child;
 pub(crate) mod events;
+pub(crate) mod followed;
 pub(crate) mod prober;
 pub(crate) mod processes;
 pub(crate) mod redis;
@@ -28,7 +30,7 @@ use redis::RedisClient;
 use work::Work;
 
 /// What boot has left to do is done by then, and the guest has shown how fast it works.
-const SETTLE: Duration = Duration::from_millis(2500);
+pub(crate) const SETTLE: Duration = Duration::from_millis(2500);
 /// Of redis's clients.
 const CONNECTIONS: u32 = 4;
 

@@ -41,6 +41,20 @@ pub struct Config {
     pub accept: Accept,
     /// Bounds.
     pub limits: Limits,
+    /// What following leaves out. For measurements only.
+    pub lab: Lab,
+}
+
+/// What following leaves out, so that a measurement shows what it is good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lab {
+    /// Every stale page is sent, however soon it will be dirtied again.
+    pub without_prediction: bool,
+    /// As many pages as there are are sent, each second.
+    pub without_slow_start: bool,
+    /// A dirty page is sent whole, whatever the destination has.
+    pub without_content_check: bool,
 }
 
 /// Certificate files.
@@ -146,6 +160,7 @@ struct Written {
     paths: BTreeMap<String, String>,
     accept: WrittenAccept,
     limits: WrittenLimits,
+    lab: Option<Lab>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -250,6 +265,7 @@ impl Written {
         take(&mut self.limits.largest_vm, other.limits.largest_vm);
         take(&mut self.limits.memory_budget, other.limits.memory_budget);
         take(&mut self.limits.link_timeout, other.limits.link_timeout);
+        take(&mut self.lab, other.lab);
     }
 
     fn check(
@@ -303,6 +319,7 @@ impl Written {
                 shared: folders(self.accept.shared.unwrap_or_default()),
             },
             limits: self.limits.check(path)?,
+            lab: self.lab.unwrap_or_default(),
         })
     }
 }
@@ -415,6 +432,14 @@ mod tests {
         assert_eq!(config.accept.shared, [Path::new("/data/san")]);
         assert_eq!(config.limits.bandwidth.unwrap().bytes_per_second, 125_000_000);
         assert_eq!(config.limits.link_timeout, Duration::from_secs(90));
+        assert_eq!(config.lab, Lab::default(), "nothing is left out");
+    }
+
+    #[test]
+    fn a_measurement_may_leave_something_out() {
+        let config = load("[host]\nname = \"a\"\n[lab]\nwithout_prediction = true").unwrap();
+        assert_eq!(config.lab, Lab { without_prediction: true, ..Lab::default() });
+        assert!(load("[host]\nname = \"a\"\n[lab]\nwithout_care = true").is_err());
     }
 
     #[test]

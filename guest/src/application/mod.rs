@@ -25,6 +25,7 @@ mod redis;
 mod resp;
 mod value;
 
+use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +38,7 @@ use self::passes::{Pass, Passes};
 use self::program::ApplicationError;
 use crate::disk;
 use crate::options::DiskLoad;
+use crate::page::{Page, fill_random, mix};
 use crate::service::{self, Request};
 
 /// One pass of the loop, as in the other loads.
@@ -110,6 +112,7 @@ pub(crate) fn run(options: &ApplicationOptions) -> ExitCode {
     let (sender, news) = mpsc::channel();
     let counters = Arc::new(Counters::default());
     let reporter = Reporter { news: sender, counters: Arc::clone(&counters) };
+    let ballast = ballast(options);
     start_worker(options.clone(), reporter);
     match news.recv() {
         Ok(News::Ready(words)) => println!("LOAD READY {words}"),
@@ -123,11 +126,22 @@ pub(crate) fn run(options: &ApplicationOptions) -> ExitCode {
     let mut watch = Watch::new(options.report, counters);
     loop {
         watch.pass(&news);
+        // Memory that nobody looks at could be taken for memory that nobody needs.
+        black_box(&ballast);
         if watch.wait(&received).is_err() {
             // Cannot be: `requests` lives as long as this loop.
             return ExitCode::FAILURE;
         }
     }
+}
+
+/// What other programs would hold.
+fn ballast(options: &ApplicationOptions) -> Vec<Page> {
+    let mut pages = vec![Page::ZERO; options.ballast_pages as usize];
+    for (state, page) in (1..).zip(&mut pages) {
+        fill_random(mix(options.seed ^ mix(state)) | 1, &mut page.0);
+    }
+    pages
 }
 
 fn start_worker(options: ApplicationOptions, reporter: Reporter) {

@@ -1,13 +1,13 @@
 //! The command line of an application: `redis | edit | audio | video`, then `key=value`.
 //!
-//! `report=` (milliseconds between TICK lines), `seed=` and `disk=check` are for all of them; `size=`
-//! (bytes of values) is for redis, `rate=` (edits per second) for the editor, `pass=` (seconds that a
-//! pass is to take) for both.
+//! `report=` (milliseconds between TICK lines), `seed=`, `disk=check` and `ballast=` (bytes of random data that
+//! other programs would hold, none by default) are for all of them; `size=` (bytes of values) is for redis,
+//! `rate=` (edits per second) for the editor, `pass=` (seconds that a pass is to take) for both.
 
 use std::time::Duration;
 
 use super::value::VALUE_BYTES;
-use crate::options::{DiskLoad, OptionsError, parse_bytes, parse_disk, parse_number};
+use crate::options::{DiskLoad, OptionsError, parse_bytes, parse_disk, parse_number, parse_pages};
 
 /// Which application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) struct ApplicationOptions {
     pub(crate) pass: Duration,
     /// What is done to the first disk beside that.
     pub(crate) disk: DiskLoad,
+    /// Pages of random data that are held beside that, and not touched.
+    pub(crate) ballast_pages: u32,
 }
 
 impl ApplicationOptions {
@@ -69,6 +71,7 @@ impl ApplicationOptions {
                 "report" => options.report = Duration::from_millis(ranged("report", value, 10)?),
                 "seed" => options.seed = parse_number("seed", value, 0)?,
                 "disk" => options.disk = parse_disk(value)?,
+                "ballast" => options.ballast_pages = parse_pages("ballast", value)?,
                 "size" if is_redis => options.keys = parse_size(value)?,
                 "rate" if is_edit => {
                     let rate = ranged("rate", value, 1)?.min(50);
@@ -92,6 +95,7 @@ impl ApplicationOptions {
             edits_per_second: 8,
             pass: Duration::from_secs(if application == Application::Redis { 10 } else { 6 }),
             disk: DiskLoad::Untouched,
+            ballast_pages: 0,
         }
     }
 }
@@ -137,6 +141,7 @@ mod tests {
             (Duration::from_millis(100), Duration::from_secs(3))
         );
         assert_eq!(parse("edit rate=4").unwrap().unwrap().edits_per_second, 4);
+        assert_eq!(parse("video ballast=1M").unwrap().unwrap().ballast_pages, 256);
         assert_eq!(parse("uniform size=2M"), None);
     }
 

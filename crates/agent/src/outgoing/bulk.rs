@@ -154,6 +154,11 @@ impl Bulk {
         pages
     }
 
+    /// Whether pages go whole from here on, whatever the destination has: for measurements.
+    pub(super) fn leave_unchecked(&self, unchecked: bool) {
+        self.shared.leave_unchecked(unchecked);
+    }
+
     /// Another limit for all connections together from here on, or none.
     pub(super) fn set_rate(&self, rate: Option<Rate>) {
         self.shared.limiter.set_rate(rate);

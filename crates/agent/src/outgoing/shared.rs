@@ -60,6 +60,8 @@ pub(super) struct Shared {
     abandoned: AtomicBool,
     /// The round is to end before its time: what it has not sent stays marked.
     cut_short: AtomicBool,
+    /// Pages go whole, whatever the destination has: a measurement wants it.
+    unchecked: AtomicBool,
 }
 
 /// Pages that the destination asked for again.
@@ -97,6 +99,7 @@ impl Shared {
             processors_taken: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             cut_short: AtomicBool::new(false),
+            unchecked: AtomicBool::new(false),
         }
     }
 
@@ -118,6 +121,16 @@ impl Shared {
     /// Says whether the round is to end before its time.
     pub(super) fn cut_short(&self, cut: bool) {
         self.cut_short.store(cut, Ordering::Release);
+    }
+
+    /// Whether pages go whole, whatever the destination has.
+    pub(super) fn is_unchecked(&self) -> bool {
+        self.unchecked.load(Ordering::Acquire)
+    }
+
+    /// Says whether pages go whole, whatever the destination has.
+    pub(super) fn leave_unchecked(&self, unchecked: bool) {
+        self.unchecked.store(unchecked, Ordering::Release);
     }
 
     /// How busy the machine is; the workers' governors ask.

@@ -286,7 +286,8 @@ impl Worker {
     }
 
     fn hint(&self, claim: Claim) -> Hint {
-        if self.mode == Mode::Alone || self.shared.was_requested(claim.page) {
+        let alone = self.mode == Mode::Alone || self.shared.is_unchecked();
+        if alone || self.shared.was_requested(claim.page) {
             Hint::Requested
         } else if claim.hot {
             Hint::Hot

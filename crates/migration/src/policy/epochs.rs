@@ -56,9 +56,19 @@ pub struct EpochFacts {
     pub queueing: Duration,
 }
 
+/// What is left out of following, so that a measurement shows what it is good for. Nobody else wants that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ablation {
+    /// Every stale page goes, however soon it will be dirtied again.
+    pub prediction: bool,
+    /// As many as there are, at the shortest epochs.
+    pub slow_start: bool,
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epochs {
+    ablation: Ablation,
     window_pages: u32,
     /// From here on the window grows slowly.
     slow_from: Option<u32>,
@@ -68,16 +78,23 @@ pub struct Epochs {
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self {
-            window_pages: FIRST_WINDOW_PAGES,
-            slow_from: None,
-            length: SHORTEST,
-            limit_per_second: FIRST_LIMIT,
-        }
+        Self::without(Ablation::default())
     }
 }
 
 impl Epochs {
+    /// Epochs in which something is left out.
+    #[must_use]
+    pub const fn without(ablation: Ablation) -> Self {
+        Self {
+            ablation,
+            window_pages: if ablation.slow_start { MAX_WINDOW_PAGES } else { FIRST_WINDOW_PAGES },
+            slow_from: None,
+            length: SHORTEST,
+            limit_per_second: if ablation.prediction { MOST_LIMIT } else { FIRST_LIMIT },
+        }
+    }
+
     /// Pages that may go in the next epoch.
     #[must_use]
     pub const fn window_pages(&self) -> u32 {
@@ -104,7 +121,15 @@ impl Epochs {
 
     /// An epoch is over.
     pub fn ended(&mut self, facts: &EpochFacts) {
-        self.steer(facts);
+        if !self.ablation.prediction {
+            self.steer(facts);
+        }
+        if !self.ablation.slow_start {
+            self.resize(facts);
+        }
+    }
+
+    fn resize(&mut self, facts: &EpochFacts) {
         let wasted = facts.sent_pages >= MIN_WASTE_SAMPLE_PAGES
             && facts.dirtied_again.saturating_mul(WASTE_ONE_IN) > facts.sent_pages;
         if wasted || facts.queueing > QUEUEING_LIMIT {
@@ -198,6 +223,19 @@ mod tests {
             epochs.ended(&EpochFacts { stale_bytes: ByteCount(0), ..backlog() });
         }
         assert!((epochs.limit_per_second() - LEAST_LIMIT).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_steered() {
+        let mut all = Epochs::without(Ablation { prediction: true, slow_start: true });
+        for facts in [backlog(), EpochFacts { dirtied_again: 64, ..backlog() }] {
+            all.ended(&facts);
+            assert_eq!((all.window_pages(), all.length()), (MAX_WINDOW_PAGES, SHORTEST));
+            assert!(all.limit_per_epoch() > 100.0, "no page is that hot");
+        }
+        let mut cautious = Epochs::without(Ablation { prediction: true, slow_start: false });
+        cautious.ended(&backlog());
+        assert_eq!(cautious.window_pages(), 128);
     }
 
     proptest! {

@@ -8,7 +8,7 @@ mod follow;
 mod precopy;
 mod three_stage;
 
-pub use epochs::{EpochFacts, Epochs};
+pub use epochs::{Ablation, EpochFacts, Epochs};
 pub use follow::{Follow, HAND_OVER_FIXED, HAND_OVER_GOAL};
 pub use precopy::Precopy;
 pub use three_stage::ThreeStage;

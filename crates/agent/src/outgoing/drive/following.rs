@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sterna_api::{CopyView, EpochView};
-use sterna_migration::policy::{EpochFacts, Epochs, HAND_OVER_FIXED, HAND_OVER_GOAL};
+use sterna_migration::policy::{Ablation, EpochFacts, Epochs, HAND_OVER_FIXED, HAND_OVER_GOAL};
 use sterna_migration::predictor::Predictor;
 use sterna_migration::source::Fact;
 use sterna_model::{ByteCount, PAGE_BYTES, Rate};
 
 use super::{Drive, HEARD_LATELY};
+use crate::config::Lab;
 use crate::following::{FOLLOWING, Following, Seen};
 use crate::outgoing::bulk::{Bulk, RoundSum};
 
@@ -34,6 +35,15 @@ pub(super) struct Epoch {
     sent: Vec<u64>,
     facts: EpochFacts,
     last: Option<(Instant, EpochView)>,
+}
+
+impl Epoch {
+    /// Before the first; a measurement may leave something out.
+    pub(super) fn new(lab: Lab) -> Self {
+        let ablation =
+            Ablation { prediction: lab.without_prediction, slow_start: lab.without_slow_start };
+        Self { epochs: Epochs::without(ablation), ..Self::default() }
+    }
 }
 
 /// Under TCG each of QEMU's looks may have missed a write: before the hand-over all memory is read once more.
@@ -155,6 +165,7 @@ impl Drive {
         self.epoch.last = Some((now, view));
         let rate = self.spread(chosen.count, epochs.length());
         if let Some(bulk) = self.bulk.as_mut().filter(|_| chosen.count > 0) {
+            bulk.leave_unchecked(self.agent.config.lab.without_content_check);
             bulk.begin_round_of(&chosen.pages, Some(rate));
         }
         self.epoch.sent = chosen.pages;
@@ -221,6 +232,7 @@ impl Drive {
         // Before all memory was copied once it is a move like any other.
         if let Some(bulk) = &self.bulk {
             bulk.set_rate(self.agent.config.limits.bandwidth);
+            bulk.leave_unchecked(false);
         }
         let copied_once = self.epoch.predictor.is_some() && !self.again.withholds();
         if !copied_once || self.phase() != "copying" {

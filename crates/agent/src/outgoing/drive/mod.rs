@@ -183,6 +183,7 @@ impl Drive {
         (events, inbound): Queues,
     ) -> Self {
         let journal = to_begin(&agent, &job, &wanted);
+        let epoch = Epoch::new(agent.config.lab);
         Self {
             agent,
             job,
@@ -218,7 +219,7 @@ impl Drive {
             counters: Arc::default(),
             idle: IdleShare::default(),
             pace: Pace::default(),
-            epoch: Epoch::default(),
+            epoch,
             broken: None,
             round_waits: false,
             flushed: false,
