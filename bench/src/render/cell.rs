@@ -85,6 +85,20 @@ pub(super) fn ratio(runs: &CellRuns<'_>, metric: Metric) -> String {
     )
 }
 
+/// How many aims are met, and which are not.
+pub(super) fn aims(cells: &[CellRuns<'_>]) -> String {
+    let all = || cells.iter().flat_map(|runs| runs.cell.aims.iter().map(move |aim| (runs, aim)));
+    let count = |verdict| all().filter(|(runs, aim)| runs.meets(aim) == verdict).count();
+    let (met, missed, open) = (count(Some(true)), count(Some(false)), count(None));
+    let mut text =
+        format!("{met} aims are met, {missed} are missed, {open} were not measured.\n\n");
+    for (runs, aim) in all().filter(|(runs, aim)| runs.meets(aim) == Some(false)) {
+        text +=
+            &format!("- {}. {}", runs.cell.title(), aim_line(runs, aim).trim_start_matches("- "));
+    }
+    text + "\n"
+}
+
 fn aim_line(runs: &CellRuns<'_>, aim: &Aim) -> String {
     let verdict = match runs.meets(aim) {
         Some(true) => "met",

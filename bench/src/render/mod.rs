@@ -60,12 +60,17 @@ pub(crate) fn write_all(suite: &'static Suite, results: &Results) -> Result<()> 
         .collect();
     let runs: Vec<&Run> = cells.iter().flat_map(|cell| cell.runs).collect();
     let facts = machine_line(&machine, &runs);
-    let overview = overview::table(&cells);
+    let overview = overview::table(&cells, suite.overview);
     let tables: String = cells.iter().map(|cell| cell::table(cell, suite.columns)).collect();
     write_json(&results.summary("json"), &Document { machine: &machine, runs: &runs })?;
     let (title, meaning) = (suite.title, suite.meaning);
-    let details = if *suite == MOVES { details(&cells) } else { String::new() };
-    let text = format!("# {title}\n\n{facts}\n{overview}\n{MEANING}{meaning}{tables}{details}");
+    let (aims, details) = if *suite == MOVES {
+        (String::new(), details(&cells))
+    } else {
+        (cell::aims(&cells), String::new())
+    };
+    let text =
+        format!("# {title}\n\n{facts}\n{overview}\n{aims}{MEANING}{meaning}{tables}{details}");
     write_text(&results.summary("md"), &text)?;
     if *suite == MOVES {
         plot::ratios(&cells, &results.summary("svg"))?;

@@ -4,32 +4,31 @@ use super::format::with_unit;
 use crate::statistics::CellRuns;
 use crate::tables::Metric;
 
-/// What a line shows.
-const COLUMNS: [(&str, Metric); 3] =
-    [("total", Metric::TotalMs), ("downtime", Metric::DowntimeMs), ("on the wire", Metric::Bytes)];
+/// A heading and its figure.
+type Column = (&'static str, Metric);
 
 /// The overview of all cells.
-pub(super) fn table(cells: &[CellRuns<'_>]) -> String {
+pub(super) fn table(cells: &[CellRuns<'_>], columns: &[Column]) -> String {
     let mut text =
         "| Sterna : the best of stock's modes (its name), ratio | stock modes that complete |"
             .to_owned();
-    for (title, _) in COLUMNS {
+    for (title, _) in columns {
         text += &format!(" {title} |");
     }
-    text += "\n|---|---|---|---|---|\n";
+    text += &format!("\n|---|---|{}\n", "---|".repeat(columns.len()));
     for cell in cells {
-        text += &line(cell);
+        text += &line(cell, columns);
     }
     text
 }
 
-fn line(runs: &CellRuns<'_>) -> String {
+fn line(runs: &CellRuns<'_>, columns: &[Column]) -> String {
     let modes = runs.cell.contenders.iter().filter(|who| who.is_stock());
     let tried: Vec<_> = modes.filter(|who| runs.of(who.name).next().is_some()).collect();
     let complete = tried.iter().filter(|who| runs.always_completed(who.name)).count();
     let mut text = format!("| {} | {complete} of {} |", runs.cell.title(), tried.len());
-    for (_, metric) in COLUMNS {
-        text += &format!(" {} |", compared(runs, metric));
+    for (_, metric) in columns {
+        text += &format!(" {} |", compared(runs, *metric));
     }
     text.push('\n');
     text

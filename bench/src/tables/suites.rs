@@ -16,7 +16,9 @@ pub(crate) struct Suite {
     pub(crate) title: &'static str,
     /// The cells, the ones that matter most first.
     pub(crate) cells: &'static [Cell],
-    /// What a cell's table shows: heading and figure.
+    /// What the overview of all cells shows: heading and figure.
+    pub(crate) overview: &'static [(&'static str, Metric)],
+    /// What a cell's table shows.
     pub(crate) columns: &'static [(&'static str, Metric)],
     /// What the figures mean, beside what holds for all suites.
     pub(crate) meaning: &'static str,
@@ -35,6 +37,11 @@ pub(crate) static MOVES: Suite = Suite {
     quick_stem: "quick",
     title: "Sterna beside stock QEMU",
     cells: moves::CELLS,
+    overview: &[
+        ("total", Metric::TotalMs),
+        ("downtime", Metric::DowntimeMs),
+        ("on the wire", Metric::Bytes),
+    ],
     columns: &[
         ("total", Metric::TotalMs),
         ("downtime", Metric::DowntimeMs),
@@ -53,6 +60,12 @@ static THREE_STAGE: Suite = Suite {
     quick_stem: "quick-three-stage",
     title: "The three-stage copy beside pre-copy and stock post-copy",
     cells: three_stage::CELLS,
+    overview: &[
+        ("total", Metric::TotalMs),
+        ("downtime", Metric::DowntimeMs),
+        ("pages", Metric::Pages),
+        ("old pace again", Metric::RecoveryMs),
+    ],
     columns: &[
         ("total", Metric::TotalMs),
         ("downtime", Metric::DowntimeMs),
@@ -82,6 +95,10 @@ static FOLLOW: Suite = Suite {
     quick_stem: "quick-follow",
     title: "A followed guest beside one that is moved when it is asked for",
     cells: follow::CELLS,
+    overview: &[
+        ("asked until it runs there", Metric::SwitchMs),
+        ("downtime", Metric::DowntimeMs),
+    ],
     columns: &[
         ("asked until it runs there", Metric::SwitchMs),
         ("downtime", Metric::DowntimeMs),
