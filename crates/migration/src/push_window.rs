@@ -17,7 +17,7 @@ use core::time::Duration;
 use sterna_model::{ByteCount, PAGE_BYTES, Rate};
 
 /// What may wait in the link's queue, beyond what is on its way.
-const QUEUE: Duration = Duration::from_millis(3);
+const QUEUE: Duration = Duration::from_millis(2);
 /// What a larger window adds to the queue, at first.
 const PROBE: Duration = Duration::from_millis(8);
 /// A larger window adds twice as much each time that it was of use, so often at most.

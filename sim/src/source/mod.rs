@@ -227,7 +227,7 @@ impl Drive {
                 Effect::BeginCopy => self.begin_stream().await,
                 Effect::BeginRound => self.next_round(),
                 Effect::RestartStream => self.restart_stream().await,
-                Effect::StopGuest => self.stop_guest().await,
+                Effect::StopGuest(_) => self.stop_guest().await,
                 Effect::Flush(finish) => self.flush(finish).await,
                 Effect::Commit(offer) => self.commit(offer).await,
                 Effect::Abort(_) if self.is_serving() && self.hands.errs(Plant::DeathIsNotTold) => {

@@ -100,8 +100,8 @@ pub enum Effect {
     /// QEMU completed by itself, with the guest stopped by it: resume the guest, and begin a new stream. What the
     /// destination has stays valid, since contents are compared.
     RestartStream,
-    /// Stop the guest, and only then let QEMU finish its stream.
-    StopGuest,
+    /// Stop the guest, and only then let QEMU finish its stream. How what is left goes over is known by then.
+    StopGuest(Finish),
     /// Send all that is left, the tail and the root; report [`Fact::Flushed`]. After a time-out a round may still be under
     /// way: it is cut short, and what it has not sent is part of what is left.
     Flush(Finish),

@@ -216,7 +216,7 @@ impl Stopping {
         match (&self.progress, fact) {
             (StopProgress::Journaling, Fact::Journaled(SourceRecord::Stopping)) => {
                 effects.push(Effect::SetTimer(Timer::Stop, self.limits.stop));
-                effects.push(Effect::StopGuest);
+                effects.push(Effect::StopGuest(self.finish));
                 self.progress = StopProgress::Asked;
                 Source::Stopping(self)
             }

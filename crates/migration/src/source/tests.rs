@@ -131,7 +131,7 @@ fn the_guest_is_not_stopped_before_stopping_is_durable() {
     let mut story = Story::copying();
     story.journal_works = false;
     let story = story.then(Fact::RoundEnded(facts(0)));
-    assert!(!story.did(|effect| matches!(effect, Effect::StopGuest)));
+    assert!(!story.did(|effect| matches!(effect, Effect::StopGuest(_))));
 }
 
 #[test]

@@ -21,10 +21,13 @@ const STOP_TAKES: Duration = Duration::from_millis(8);
 
 impl Drive {
     /// Stops the guest, and lets QEMU make its last pass.
-    pub(super) async fn stop_guest(&mut self) {
+    pub(super) async fn stop_guest(&mut self, finish: Finish) {
         // After a time-out a round may still be going on.
         if let Some(bulk) = self.bulk.as_ref().filter(|bulk| !bulk.is_idle()) {
             bulk.cut_short();
+        }
+        if finish == Finish::PostCopy {
+            self.catch_up().await;
         }
         self.clear_the_way().await;
         if self.pace.bytes_per_second.is_some() {

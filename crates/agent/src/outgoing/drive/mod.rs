@@ -344,7 +344,7 @@ impl Drive {
                 Effect::BeginCopy => self.begin_stream().await,
                 Effect::BeginRound => self.begin_round(),
                 Effect::RestartStream => self.restart_stream().await,
-                Effect::StopGuest => self.stop_guest().await,
+                Effect::StopGuest(finish) => self.stop_guest(finish).await,
                 Effect::Flush(finish) => self.flush(finish).await,
                 Effect::Serve => self.serve(),
                 Effect::Rejoin => self.rejoin(),

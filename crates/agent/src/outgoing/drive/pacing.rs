@@ -36,6 +36,8 @@ const REMEMBERED_TICKS: usize = 10;
 const LEAST_TIME: Duration = Duration::from_millis(500);
 /// A rest that takes no longer is near the end: from here on it is measured with nothing under way.
 const NEAR_THE_END: Duration = Duration::from_millis(300);
+/// What a QEMU tells with the guest stopped in some 20 ms.
+const TOLD_AT_ONCE: ByteCount = ByteCount(8 << 20);
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
 
@@ -222,6 +224,21 @@ impl Drive {
     /// Whether QEMU's looks may miss a write that is under way (see [`Drive::may_unleash`]).
     pub(super) fn looks_may_miss(&self) -> bool {
         self.subject.as_ref().is_some_and(|subject| subject.accelerator == Accelerator::Tcg)
+    }
+
+    /// Before a stop whose pages need not be sent: a paced QEMU tells nearly all that it knows to be dirty while the guest
+    /// still runs. With the guest stopped that would take its time: 75,000 pages took 560 ms.
+    pub(super) async fn catch_up(&mut self) {
+        let mut untold = self.untold().await;
+        while untold > TOLD_AT_ONCE {
+            self.set_pace(untold.0.saturating_mul(10).min(MAX_PACE_BYTES_PER_SECOND)).await;
+            tokio::time::sleep(PACE_DEADLINE).await;
+            let before = std::mem::replace(&mut untold, self.untold().await);
+            // The guest writes as fast as QEMU tells.
+            if untold.0 > before.0 / 4 * 3 {
+                break;
+            }
+        }
     }
 
     /// Just before the stop: nothing is under way that the last pages would have to wait for, and QEMU is let go where
