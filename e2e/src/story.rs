@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
 
 use crate::artifacts::check_machine;
 use crate::command::tool;
@@ -113,7 +115,11 @@ pub fn story(setup: &Setup, tell: impl FnOnce(&mut Pair) -> Result<()>) -> Resul
         return Ok(());
     }
     let mut pair = Pair::start(setup)?;
+    let begun = Instant::now();
     let told = tell(&mut pair);
+    // Seen with `--nocapture`; the test's thread has its name.
+    let name = thread::current().name().unwrap_or("a story").to_owned();
+    eprintln!("{name}: {:.1} s", begun.elapsed().as_secs_f64());
     if told.is_err() {
         pair.print_logs();
     }

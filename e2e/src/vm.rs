@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::command::{Output, is_alive, wait_for};
+use crate::command::{Output, Running, is_alive, wait_for};
 use crate::error::expect_that;
 use crate::host::{MOVE_LIMIT, with_json};
 use crate::log::GuestLog;
@@ -20,6 +20,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const SWEEP_LIMIT: Duration = Duration::from_secs(60);
 /// A tick comes every second.
 const TICK_LIMIT: Duration = Duration::from_secs(20);
+/// A move over a slow wire is under way within this.
+const UNDER_WAY_LIMIT: Duration = Duration::from_secs(60);
 /// The source's QEMU is ended after the command has returned, at the latest.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -103,6 +105,23 @@ impl Vm {
         let mut words = vec!["migrate", &self.name, self.at.other().name()];
         words.extend(options);
         with_json(&words)
+    }
+
+    /// Begins a move to the other host, and waits until so many bytes of it have passed the wire.
+    ///
+    /// # Errors
+    /// They do not; with what the command said, if it has ended.
+    pub fn begin_move(&self, pair: &Pair, options: &[&str], bytes: u64) -> Result<Running> {
+        let before = pair.world().counters(self.at)?;
+        let mut command = pair.host(self.at).spawn(&self.migrate_words(options))?;
+        match pair.world().wait_for_sent(self.at, before, bytes, UNDER_WAY_LIMIT) {
+            Ok(()) => Ok(command),
+            Err(error) if !command.has_ended()? => Err(error),
+            Err(_) => {
+                let words = command.wait(UNDER_WAY_LIMIT)?.words();
+                Err(Error::unexpected("a move", "that it is under way", words))
+            }
+        }
     }
 
     /// Asks for a move to the other host and waits for its report, whatever that says.

@@ -38,9 +38,7 @@ fn an_adopted_guest_stays_when_its_move_is_cancelled() -> Result<()> {
         let qemu = start_qemu(pair, "foundling", QEMU)?;
         let mut vm = adopt(pair, &qemu, &[])?;
         pair.world().shape(SLOW)?;
-        let before = pair.world().counters(Side::Alpha)?;
-        let command = pair.host(Side::Alpha).spawn(&vm.migrate_words(&[]))?;
-        pair.world().wait_for_sent(Side::Alpha, before, UNDER_WAY_BYTES, LIMIT)?;
+        let command = vm.begin_move(pair, &[], UNDER_WAY_BYTES)?;
         command.interrupt()?;
         Move::of(command.wait(LIMIT)?)?.check(130, "cancelled", "source")?;
         vm.check_still_here(pair)?;

@@ -60,8 +60,8 @@ fn moves(application: Application) -> Result<()> {
 
 /// There and back: the application works and is intact before, between and after.
 fn moves_at_work(pair: &Pair, vm: &mut Vm) -> Result<()> {
+    vm.check_works()?;
     for _ in 0..2 {
-        vm.check_works()?;
         let before = vm.log().last_tick()?;
         vm.migrate(pair, &[])?;
         vm.check_works()?;

@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use sterna_e2e::command::{Running, wait_for};
-use sterna_e2e::{
-    Error, Guest, HostSetup, Move, Pair, Result, Setup, Side, Vm, expect_that, story,
-};
+use sterna_e2e::{Guest, HostSetup, Move, Pair, Result, Setup, Side, Vm, expect_that, story};
 use sterna_model::Rate;
 
 /// Fast enough for a job to be well under way in a second or two.
@@ -66,7 +64,7 @@ fn the_user_interrupts_and_cancels() -> Result<()> {
         Move::of(command.wait(LIMIT)?)?.check(130, "cancelled", "source")?;
         vm.check_still_here(pair)?;
 
-        let command = begin_move(pair, &vm)?;
+        let command = vm.begin_move(pair, &[], UNDER_WAY_BYTES)?;
         let job = last_job(pair, Side::Alpha)?["job"].as_str().unwrap_or_default().to_owned();
         pair.host(Side::Alpha).run(&["cancel", &job])?.success()?;
         Move::of(command.wait(LIMIT)?)?.check(130, "cancelled", "source")?;
@@ -84,10 +82,10 @@ fn a_move_that_never_converges_ends_in_time() -> Result<()> {
         let guest = Guest::new("busy").load("uniform size=24M rate=16M sweep=20");
         let vm = Vm::start(pair, &guest)?;
         pair.world().shape(Rate { bytes_per_second: 6_250_000 })?;
-        let moved = vm.try_migrate(pair, &["--strategy", "precopy", "--timeout", "12"])?;
+        let moved = vm.try_migrate(pair, &["--strategy", "precopy", "--timeout", "6"])?;
         moved.check(1, "failed", "source")?;
         let total_ms = moved.number("/total_ms")?;
-        assert!((10_000.0..30_000.0).contains(&total_ms), "{total_ms}");
+        assert!((5000.0..20_000.0).contains(&total_ms), "{total_ms}");
         check_says_where(&moved)?;
         vm.check_still_here(pair)
     })
@@ -103,22 +101,8 @@ fn patient() -> Setup {
 fn start_slow_move(pair: &Pair) -> Result<(Vm, Running)> {
     let vm = Vm::start(pair, &Guest::new("survivor").load("uniform size=24M rate=1M sweep=30"))?;
     pair.world().shape(SLOW)?;
-    let command = begin_move(pair, &vm)?;
+    let command = vm.begin_move(pair, &[], UNDER_WAY_BYTES)?;
     Ok((vm, command))
-}
-
-fn begin_move(pair: &Pair, vm: &Vm) -> Result<Running> {
-    let before = pair.world().counters(Side::Alpha)?;
-    let mut command = pair.host(Side::Alpha).spawn(&vm.migrate_words(&[]))?;
-    let begun = pair.world().wait_for_sent(Side::Alpha, before, UNDER_WAY_BYTES, LIMIT);
-    match begun {
-        Ok(()) => Ok(command),
-        Err(error) if !command.has_ended()? => Err(error),
-        Err(_) => {
-            let words = command.wait(LIMIT)?.words();
-            Err(Error::unexpected("a move over a slow wire", "that it is under way", words))
-        }
-    }
 }
 
 fn last_job(pair: &Pair, side: Side) -> Result<serde_json::Value> {

@@ -109,9 +109,7 @@ fn start_slow_move(pair: &Pair) -> Result<(Vm, Qmp, Running)> {
     let vm = Vm::start(pair, &Guest::new("restless").load("uniform size=24M rate=1M sweep=30"))?;
     let qmp = observer(pair, &vm)?;
     pair.world().shape(SLOW)?;
-    let before = pair.world().counters(Side::Alpha)?;
-    let command = pair.host(Side::Alpha).spawn(&vm.migrate_words(&[]))?;
-    pair.world().wait_for_sent(Side::Alpha, before, UNDER_WAY_BYTES, LIMIT)?;
+    let command = vm.begin_move(pair, &[], UNDER_WAY_BYTES)?;
     Ok((vm, qmp, command))
 }
 
