@@ -1,19 +1,21 @@
 //! Memory: a destination whose memory runs out, and the memories of both ends side by side.
 
 use std::fs;
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
 
 use serde_json::json;
+use sterna_e2e::command::wait_for;
 use sterna_e2e::{
-    Error, Guest, HostSetup, MOVE_LIMIT, MemoryLimit, Move, Pair, Result, Setup, Side, Vm,
+    Error, Guest, HostSetup, MOVE_LIMIT, MemoryLimit, Move, Pair, Qmp, Result, Setup, Side, Vm,
     expect_that, story,
 };
 use sterna_model::Rate;
 
 /// So that a move takes some seconds, in which something can happen.
 const LINK: Rate = Rate { bytes_per_second: 12_500_000 };
+/// So that its memory can be looked at meanwhile.
+const SLOW: Rate = Rate { bytes_per_second: 4_000_000 };
 const UNDER_WAY_BYTES: u64 = 5_000_000;
-const UNDER_WAY_LIMIT: Duration = Duration::from_secs(30);
 /// By then the guest has written again what was sent first.
 const SENT_BYTES: u64 = 25_000_000;
 /// Less than the guest still has to send when its move is under way.
@@ -30,9 +32,7 @@ fn a_destination_whose_memory_runs_out_costs_no_guest() -> Result<()> {
         let guest = Guest::new("survivor").load("uniform size=128M rate=1M sweep=30");
         let mut vm = Vm::start(pair, &guest)?;
         pair.world().shape(LINK)?;
-        let before = pair.world().counters(Side::Alpha)?;
-        let command = pair.host(Side::Alpha).spawn(&vm.migrate_words(&[]))?;
-        pair.world().wait_for_sent(Side::Alpha, before, UNDER_WAY_BYTES, UNDER_WAY_LIMIT)?;
+        let command = vm.begin_move(pair, &[], UNDER_WAY_BYTES)?;
         // Somebody else has taken the rest. The kernel ends the largest of the host's processes then: the QEMU that waits.
         pair.host(Side::Beta).leave_memory(Some(LEFT_BYTES))?;
         let moved = Move::of(command.wait(MOVE_LIMIT)?)?;
@@ -67,10 +67,7 @@ fn both_ends_have_the_same_memory() -> Result<()> {
         let mut vm = Vm::start(pair, &guest)?;
         for options in [&["--verify", "full"][..], &[]] {
             pair.world().shape(LINK)?;
-            let from = vm.at();
-            let before = pair.world().counters(from)?;
-            let command = pair.host(from).spawn(&vm.migrate_words(options))?;
-            pair.world().wait_for_sent(from, before, SENT_BYTES, UNDER_WAY_LIMIT)?;
+            let command = vm.begin_move(pair, options, SENT_BYTES)?;
             vm.qmp(pair)?.command("stop")?;
             let ours = memory_of(pair, &vm, &guest)?;
             let moved = Move::of(command.wait(MOVE_LIMIT)?)?;
@@ -88,6 +85,73 @@ fn both_ends_have_the_same_memory() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// What somebody writes to the guest's memory behind QEMU's back, when it has been copied, arrives with `--verify full`.
+#[test]
+fn a_page_that_changed_behind_the_copys_back_is_found() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let guest = Guest::new("victim").load("idle size=48M text=30 duplicate=20");
+        let mut vm = Vm::start(pair, &guest)?;
+        for (options, arrives) in [(&[][..], false), (&["--verify", "full"], true)] {
+            pair.world().shape(SLOW)?;
+            let command = vm.begin_move(pair, options, UNDER_WAY_BYTES)?;
+            vm.qmp(pair)?.command("stop")?;
+            wait_for_rounds(&mut vm.qmp(pair)?)?;
+            let before = memory_of(pair, &vm, &guest)?;
+            let offset = unused_page(&before)?;
+            write_behind(&vm, &guest, offset)?;
+            let ours = memory_of(pair, &vm, &guest)?;
+            expect_that(ours != before, "the guest's memory", "that it changed", "the same")?;
+            pair.world().unshape()?;
+            let moved = Move::of(command.wait(MOVE_LIMIT)?)?;
+            moved.check_done()?;
+            vm.arrived(pair)?;
+            let theirs = memory_of(pair, &vm, &guest)?;
+            let expected = if arrives { &ours } else { &before };
+            compare(expected, &theirs)?;
+            vm.qmp(pair)?.command("cont")?;
+            vm.check_works()?;
+        }
+        Ok(())
+    })
+}
+
+/// All pages were sent once: QEMU has begun to look for what changed.
+fn wait_for_rounds(qmp: &mut Qmp) -> Result<()> {
+    wait_for("rounds after the first", MOVE_LIMIT, || {
+        let migration = qmp.command("query-migrate")?;
+        Ok((migration["ram"]["dirty-sync-count"].as_u64() >= Some(2)).then_some(()))
+    })
+}
+
+/// The last page that is zero, where the guest's kernel has not been yet; in bytes.
+fn unused_page(memory: &[u8]) -> Result<usize> {
+    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
+    let page = memory.chunks(PAGE_BYTES).rposition(is_zero);
+    let page =
+        page.ok_or_else(|| Error::unexpected("the guest's memory", "a zero page", "none"))?;
+    Ok(page * PAGE_BYTES)
+}
+
+/// Writes to the memory of a guest's QEMU from outside, of which QEMU's dirty log hears nothing.
+fn write_behind(vm: &Vm, guest: &Guest, offset: usize) -> Result<()> {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", vm.pid()))
+        .map_err(Error::io("reading QEMU's maps"))?;
+    let bytes = u64::from(guest.memory_kib()) << 10;
+    let start_of = |line: &str| {
+        let (start, rest) = line.split_once('-')?;
+        let start = u64::from_str_radix(start, 16).ok()?;
+        let end = u64::from_str_radix(rest.split(' ').next()?, 16).ok()?;
+        (end - start == bytes).then_some(start)
+    };
+    let start = maps.lines().find_map(start_of);
+    let start =
+        start.ok_or_else(|| Error::unexpected("QEMU's maps", "the guest's memory", &maps))?;
+    let memory = fs::File::options().write(true).open(format!("/proc/{}/mem", vm.pid()));
+    let memory = memory.map_err(Error::io("opening QEMU's memory"))?;
+    let written = memory.write_all_at(b"behind the copy's back", start + offset as u64);
+    written.map_err(Error::io("writing to QEMU's memory"))
 }
 
 /// All of the guest's memory, as its QEMU sees it where it is now.

@@ -40,6 +40,8 @@ pub(super) struct Settings {
     pub rate: Option<Rate>,
     /// Pages that may follow in post-copy.
     pub deferrable: Vec<Range<u32>>,
+    /// With the guest stopped, all memory is read again.
+    pub verify_full: bool,
 }
 
 /// The connections of a job.
@@ -58,6 +60,7 @@ pub(super) struct Bulk {
     urgent: Option<UrgentLink>,
     round: RoundState,
     delivered_bytes: u64,
+    verify_full: bool,
 }
 
 struct UrgentLink {
@@ -126,7 +129,8 @@ impl Bulk {
             None => None,
         };
         let round = RoundState::new(0, count);
-        Ok(Self { shared, workers, urgent, round, delivered_bytes: 0 })
+        let verify_full = settings.verify_full;
+        Ok(Self { shared, workers, urgent, round, delivered_bytes: 0, verify_full })
     }
 
     /// Lets the workers begin the next round; the first one follows QEMU's first pass.
@@ -167,21 +171,32 @@ impl Bulk {
     /// Lets the workers look again at all pages that the destination is believed to have and that are read from QEMU's
     /// memory: their hashes tell whether it has. What is stale stays so.
     pub(super) fn begin_to_reread(&mut self) {
-        let (memory, tracker) = (&self.shared.memory, &self.shared.tracker);
+        let tracker = &self.shared.tracker;
         let stale = tracker.stale();
-        let readable = memory.layout().blocks().iter().filter(|block| memory.is_readable(block));
-        for pages in readable.map(sterna_model::Block::page_numbers) {
-            pages.for_each(|page| tracker.give_back(PageId(page)));
-        }
+        self.mark_all();
         let marked = tracker.stale();
         let believed: Vec<u64> = marked.iter().zip(&stale).map(|(now, old)| now & !old).collect();
         tracker.begin_round_of(&believed);
         self.order(self.round.number + 1, Order::Round(Round::Later));
     }
 
-    /// Lets the workers send all that is left, or mark what may follow, with the guest stopped.
+    /// Marks all pages that are read from QEMU's memory.
+    fn mark_all(&self) {
+        let (memory, tracker) = (&self.shared.memory, &self.shared.tracker);
+        let readable = memory.layout().blocks().iter().filter(|block| memory.is_readable(block));
+        for pages in readable.map(sterna_model::Block::page_numbers) {
+            pages.for_each(|page| tracker.give_back(PageId(page)));
+        }
+    }
+
+    /// Lets the workers send all that is left, or mark what may follow, with the guest stopped. With `--verify full` they
+    /// read all memory for that: what the destination has is not sent again, and what it has not, though QEMU did not
+    /// report it, is. The root is then that of what is in memory.
     pub(super) fn begin_last(&mut self, finish: Finish) {
         self.shared.cut_short(false);
+        if self.verify_full {
+            self.mark_all();
+        }
         self.shared.tracker.begin_round();
         self.order(self.round.number + 1, Order::Last(finish));
     }

@@ -32,6 +32,7 @@ impl Drive {
             effort: self.effort(),
             rate: self.rate(),
             deferrable: deferrable.map(sterna_model::Block::page_numbers).collect(),
+            verify_full: self.wanted.options.verify_full,
         }
     }
 
