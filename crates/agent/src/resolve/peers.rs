@@ -87,14 +87,28 @@ async fn ask_one(
         let said = Message::decode(frame.payload, Sender::Destination)
             .or_else(|_| Message::decode(frame.payload, Sender::Source));
         match said {
-            Ok(Message::Answer(answer)) => return Ok(answer.state),
-            Ok(Message::Running(_)) => return Ok(AnswerState::Running),
-            Ok(Message::Discarded(_)) => return Ok(AnswerState::Discarded),
-            Ok(_) => {}
+            Ok(said) => {
+                if let Some(state) = stated(&said) {
+                    return Ok(state);
+                }
+            }
             Err(_) => return Err(closed()),
         }
     }
     Err(closed())
+}
+
+/// What a message says of the guest, if it says that: a job that is alive answers as it tells its source.
+const fn stated(said: &Message) -> Option<AnswerState> {
+    match said {
+        Message::Answer(answer) => Some(answer.state),
+        // What it lacks is still here: that is not to be taken for a guest that has all.
+        Message::Running(running) if running.lacks_pages > 0 => Some(AnswerState::Faulting),
+        Message::Running(_) | Message::Complete(_) => Some(AnswerState::Running),
+        Message::Vanished(_) => Some(AnswerState::Lost),
+        Message::Discarded(_) => Some(AnswerState::Discarded),
+        _ => None,
+    }
 }
 
 const fn meaning_of(state: AnswerState) -> &'static str {
@@ -112,5 +126,25 @@ const fn meaning_of(state: AnswerState) -> &'static str {
         AnswerState::Discarded => "it has ended its copy; the guest is not there",
         AnswerState::Lost => "the guest was lost with pages lacking; it is not there",
         AnswerState::Unknown => "it does not know either",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sterna_wire::message::Running;
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_runs_and_lacks_pages_is_not_one_that_has_all() {
+        let running = |lacks_pages| {
+            stated(&Message::Running(Running {
+                commit_to_resume_ns: 0,
+                peak_anonymous_bytes: 0,
+                lacks_pages,
+            }))
+        };
+        assert_eq!(running(1), Some(AnswerState::Faulting));
+        assert_eq!(running(0), Some(AnswerState::Running));
     }
 }
