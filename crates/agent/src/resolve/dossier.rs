@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sterna_api::{ApiError, PeerAnswer};
 use sterna_host::process::Process;
 use sterna_host::qmp::Status;
+use sterna_migration::journal::SourceRecord;
 use sterna_model::{Epoch, HostName, JobId, Refusal, Uuid, VmName};
 use sterna_wire::message::Inquire;
 use sterna_wire::{AnswerState, Sender};
@@ -159,7 +160,9 @@ impl Dossier {
         };
         let peer_is_known = self.peer.is_some();
         let can_serve = self.found.story().is_some_and(Story::can_serve);
-        Known { role: self.role, answer: self.answer, peer_is_known, qemu, can_serve }
+        let serving = Side::Source(SourceRecord::Serving);
+        let served = self.found.story().is_some_and(|story| story.side == serving);
+        Known { role: self.role, answer: self.answer, peer_is_known, qemu, can_serve, served }
     }
 
     /// What this host is in the job.
@@ -223,7 +226,9 @@ impl Found {
         let status = self.job.as_ref().map(|job| job.watch().borrow().clone());
         let is_open = match &status {
             // Both hosts ask each other for ever; a person may know that the other one never will answer.
-            Some(status) if status.ended.is_none() => status.phase == "offered",
+            Some(status) if status.ended.is_none() => {
+                matches!(status.phase, "offered" | "serving")
+            }
             Some(status) => status.ended.as_ref().is_some_and(|ended| ended.state == "unknown"),
             None => false,
         };

@@ -25,6 +25,8 @@ pub(super) struct Known {
     pub qemu: QemuIs,
     /// By its journal, this host has what the guest may lack at the destination.
     pub can_serve: bool,
+    /// By its journal, the guest ran at the destination with pages that this host still has.
+    pub served: bool,
 }
 
 /// How the QEMU here is.
@@ -131,6 +133,11 @@ pub(super) fn objection(known: &Known, decision: Decision) -> Option<Refusal> {
     match outcome_of(known.role, decision) {
         Outcome::Here => match (peer_has, known.qemu) {
             (PeerHas::It, _) => Some(peer_has_it(known)),
+            _ if known.served => Some(Refusal::new(
+                "guest-ran-there",
+                "the guest ran at the other host after it had left this one: what is here is of before, and its disks are not",
+                "bring the other host back; if it never comes back, decide `--guest-is lost`",
+            )),
             (_, QemuIs::Absent) => Some(Refusal::new(
                 "no-qemu-here",
                 "expected a QEMU here that holds the guest, found none",
@@ -170,6 +177,11 @@ pub(super) fn objection(known: &Known, decision: Decision) -> Option<Refusal> {
                     "end the guest there with `sterna vm stop`, and decide `--guest-is lost` here",
                 ))
             }
+            (PeerHas::Unsaid, _) if known.served => Some(Refusal::new(
+                "pages-needed",
+                "the guest may wait at the other host for pages of the QEMU here, which are sent when that host is reached",
+                "bring the other host back; if it never comes back, decide `--guest-is lost`",
+            )),
             _ if known.role == Role::Source && !known.peer_is_known => Some(Refusal::new(
                 "peer-unnamed",
                 "expected to know which host the guest went to, found no journal that tells and no host that says so",

@@ -348,6 +348,27 @@ async fn a_source_whose_job_is_over_serves_again_by_decision() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_ran_at_a_host_that_never_comes_back_is_lost_by_decision() {
+    let (hosts, qemu) = (Hosts::new(), Sleeper::start());
+    let host = hosts.host("alpha", &format!("[peers.beta]\n{NOWHERE}"));
+    let record = leaving(&host, &qemu);
+    let monitor = Monitor::listen(&record.agent_qmp, "postmigrate");
+    let states = [Stopping, Offered, Serving].map(Entry::Source);
+    host.write_journal(&[&[source_of()], &states[..]].concat());
+    let agent = host.start().await;
+    let mut job = agent.jobs.get(&job_1()).unwrap().watch();
+    let serving = job.wait_for(|status| status.phase == "serving");
+    tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
+    assert_eq!(refusal(&agent, Decision::Source).await, "guest-ran-there");
+    assert_eq!(refusal(&agent, Decision::Destination).await, "pages-needed");
+    assert!(qemu.runs() && !monitor.was_told("cont"));
+    decide(&agent, Decision::Lost).await.unwrap();
+    assert!(!qemu.runs());
+    assert_eq!(vm(&agent, "web").record().owner, Owner::Lost);
+    assert_eq!(state_of_job(&agent), "lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_that_a_guest_waits_for_are_not_ended_with_their_qemu() {
     let (hosts, qemu) = (Hosts::new(), Sleeper::start());
     let (_alpha, agent, _monitor) = bereft_of_its_source(&hosts, &qemu, None).await;
@@ -372,8 +393,14 @@ fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
         };
         for qemu in [QemuIs::Running, QemuIs::Standing, QemuIs::Absent, QemuIs::Waiting] {
             for state in states {
-                let known =
-                    Known { role, answer: Some(state), peer_is_known: true, qemu, can_serve: true };
+                let known = Known {
+                    role,
+                    answer: Some(state),
+                    peer_is_known: true,
+                    qemu,
+                    can_serve: true,
+                    served: false,
+                };
                 assert!(objection(&known, here).is_some(), "{known:?}");
                 assert!(objection(&known, Decision::Lost).is_some(), "{known:?}");
             }
@@ -385,6 +412,7 @@ fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
                 peer_is_known: true,
                 qemu: QemuIs::Running,
                 can_serve: false,
+                served: false,
             };
             let allowed = Decision::ALL.map(|decision| objection(&known, decision).is_none());
             let only_here = Decision::ALL.map(|decision| decision == here);
@@ -397,6 +425,7 @@ fn no_decision_makes_a_second_copy_or_ends_the_only_one() {
         peer_is_known: true,
         qemu: QemuIs::Standing,
         can_serve: false,
+        served: false,
     };
     let allowed = Decision::ALL.map(|decision| objection(&paused, decision).is_none());
     assert_eq!(allowed, [true, true, false], "the source's copy is whole: nothing is lost");
