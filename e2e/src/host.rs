@@ -189,9 +189,15 @@ impl Host {
     /// The end of the agent's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    /// All that the agent has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     /// The configuration's file.

@@ -123,30 +123,6 @@ fn a_rest_that_does_not_fit_follows_after_the_hand_over() -> Result<()> {
     })
 }
 
-/// The destination's agent dies: following ends and says so, the guest runs on, and it can be followed anew.
-#[test]
-fn following_ends_with_the_destinations_agent() -> Result<()> {
-    story(&Setup::default(), |pair| {
-        let mut vm = Vm::start(pair, &Guest::new("deserted").load("idle size=16M sweep=30"))?;
-        follow(pair, &vm)?;
-        wait_for_epochs(pair, &vm, 1)?;
-        pair.host_mut(Side::Beta).kill9();
-        wait_for("the end of following", LIMIT, || {
-            let status = pair.host(Side::Alpha).run(&["status", vm.name()])?;
-            Ok((status.code == Some(3)).then_some(()))
-        })?;
-        let jobs = pair.host(Side::Alpha).json(&["jobs"])?;
-        expect_that(jobs[0]["state"] == "failed", "the job", "failed", &jobs)?;
-        pair.host_mut(Side::Beta).restart()?;
-        vm.check_still_here(pair)?;
-        follow(pair, &vm)?;
-        wait_for_epochs(pair, &vm, 1)?;
-        switch(pair, &vm)?.check_done()?;
-        vm.arrived(pair)?;
-        vm.check_works()
-    })
-}
-
 /// What following an idle guest takes from a processor: QEMU, which looks for dirty pages, and the agent.
 #[test]
 fn an_idle_guest_is_followed_for_little() -> Result<()> {

@@ -9,7 +9,7 @@ use sterna_host::dirs::Dirs;
 use sterna_host::durable::{DurableError, FolderLock};
 use sterna_host::tls::{IdentityError, LinkOptions, TlsFiles, TlsIdentity};
 use sterna_host::usage::AnonPeak;
-use sterna_model::JobId;
+use sterna_model::{HostName, JobId, Uuid};
 use tokio::net::TcpListener;
 
 use crate::admission::{Admission, Complaint};
@@ -19,7 +19,7 @@ use crate::jobs::Jobs;
 use crate::journal::{self, JournalError};
 use crate::registry::{Found, Owner, Record, Registry, RegistryError};
 use crate::vm::Vm;
-use crate::{certificates, control, leaving, recovery, service, visitors};
+use crate::{certificates, control, keeper, leaving, recovery, service, visitors};
 
 /// Days before their end that certificates and lists are complained about.
 const WARN_DAYS: i64 = 30;
@@ -41,6 +41,8 @@ pub(crate) struct Agent {
     pub anonymous: AnonPeak,
     /// What this host's QEMUs can be.
     pub programs: incoming::Programs,
+    /// Memory of guests whose jobs came to nothing here.
+    pub kept: incoming::KeptMemories,
     incoming: Mutex<HashMap<JobId, incoming::Handle>>,
     /// Nobody else uses our state directory.
     _lock: FolderLock,
@@ -103,6 +105,7 @@ async fn serve(config: Config) -> Result<(), AgentError> {
     tokio::spawn(certificates::tell(Arc::clone(&agent)));
     let asking = Arc::clone(&agent);
     tokio::spawn(async move { asking.programs.ask_ahead().await });
+    keeper::resume(&agent);
     service::ready(&service::status(&agent).await);
     tokio::spawn(service::keep_alive());
     tokio::spawn(service::keep_status(Arc::clone(&agent)));
@@ -203,6 +206,7 @@ impl Agent {
             admission: Arc::default(),
             anonymous: AnonPeak::default(),
             programs: incoming::Programs::default(),
+            kept: incoming::KeptMemories::default(),
             incoming: Mutex::default(),
             _lock: lock,
         };
@@ -315,6 +319,21 @@ impl Agent {
     #[must_use]
     pub(crate) fn incoming(&self, job: &JobId) -> Option<incoming::Handle> {
         self.lock_incoming().get(job).cloned()
+    }
+
+    /// The job by which a VM of this peer arrives, if it still may be discarded or go on.
+    #[must_use]
+    pub(crate) fn incoming_of(
+        &self,
+        peer: &HostName,
+        uuid: Uuid,
+    ) -> Option<(JobId, incoming::Handle)> {
+        let all = self.lock_incoming();
+        let mut of_it = all.iter().filter(|(job, handle)| {
+            let is_under_way = self.jobs.get(job).is_some_and(|job| job.ended_in().is_none());
+            handle.peer == *peer && handle.uuid == uuid && is_under_way
+        });
+        of_it.next().map(|(job, handle)| (job.clone(), handle.clone()))
     }
 
     /// A job has begun to arrive.

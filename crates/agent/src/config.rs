@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sterna_host::dirs::Dirs;
 use sterna_host::tls::CrlFile;
 use sterna_model::{ByteCount, HostName, Rate};
-use sterna_wire::limits::MAX_LINK_TIMEOUT_MS;
+use sterna_wire::limits::{MAX_KEEP_MS, MAX_LINK_TIMEOUT_MS};
 
 /// The TCP port that agents listen on.
 pub const DEFAULT_PORT: u16 = 7837;
@@ -105,6 +105,8 @@ pub struct Limits {
     pub memory_budget: ByteCount,
     /// How long a silent link is ridden out while the guest runs.
     pub link_timeout: Duration,
+    /// How long what has arrived of a guest is kept while its source is away.
+    pub keep_copy: Duration,
 }
 
 /// Why there is no configuration.
@@ -197,6 +199,7 @@ struct WrittenLimits {
     largest_vm: Option<String>,
     memory_budget: Option<String>,
     link_timeout: Option<u64>,
+    keep_copy: Option<u64>,
 }
 
 impl Config {
@@ -266,6 +269,7 @@ impl Written {
         take(&mut self.limits.memory_budget, other.limits.memory_budget);
         take(&mut self.limits.link_timeout, other.limits.link_timeout);
         take(&mut self.lab, other.lab);
+        take(&mut self.limits.keep_copy, other.limits.keep_copy);
     }
 
     fn check(
@@ -346,12 +350,18 @@ impl WrittenLimits {
             let found = link_timeout.as_secs().to_string();
             return Err(wrong("limits.link_timeout", "at most 86400 seconds, a day", found));
         }
+        let keep_copy = Duration::from_secs(self.keep_copy.unwrap_or(3600).max(1));
+        if keep_copy > Duration::from_millis(MAX_KEEP_MS) {
+            let found = keep_copy.as_secs().to_string();
+            return Err(wrong("limits.keep_copy", "at most 604800 seconds, a week", found));
+        }
         Ok(Limits {
             bandwidth,
             jobs: self.jobs.unwrap_or(4).max(1),
             largest_vm: size("limits.largest_vm", self.largest_vm, 1 << 42)?,
             memory_budget: size("limits.memory_budget", self.memory_budget, 64 << 20)?,
             link_timeout,
+            keep_copy,
         })
     }
 }
@@ -432,6 +442,7 @@ mod tests {
         assert_eq!(config.accept.shared, [Path::new("/data/san")]);
         assert_eq!(config.limits.bandwidth.unwrap().bytes_per_second, 125_000_000);
         assert_eq!(config.limits.link_timeout, Duration::from_secs(90));
+        assert_eq!(config.limits.keep_copy, Duration::from_secs(3600));
         assert_eq!(config.lab, Lab::default(), "nothing is left out");
     }
 
@@ -464,6 +475,7 @@ mod tests {
             ("[host]\nname = \"../a\"", "line 2"),
             // A peer would take no job with it.
             ("[host]\nname = \"a\"\n[limits]\nlink_timeout = 86401", "limits.link_timeout"),
+            ("[host]\nname = \"a\"\n[limits]\nkeep_copy = 604801", "limits.keep_copy"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

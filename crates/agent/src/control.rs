@@ -147,7 +147,9 @@ async fn once(agent: &Arc<Agent>, request: Request) -> Result<Response, ApiError
         Request::Status { name } => {
             following::status(agent, &name).map(|view| Response::Follow(Box::new(view)))
         }
-        Request::Unfollow { name } => following::unfollow(agent, &name).await.map(Response::Text),
+        Request::Unfollow { name, keep } => {
+            following::unfollow(agent, &name, keep).await.map(Response::Text)
+        }
         Request::Plan { name, destination, with_disks } => {
             let options = sterna_api::MigrateOptions { with_disks, ..Default::default() };
             outgoing::plan(agent, &name, &destination, &options).await.map(Response::Plan)

@@ -1,20 +1,23 @@
 //! VMs that are followed: the words `follow`, `status`, `switch` and `unfollow`, and what they and the drive loop share.
 //!
 //! A job that follows its VM is a move whose rounds do not end before its hand-over is asked for. It goes on without the
-//! command that began it. Like any move it ends when the link or either agent does; the guest then runs on here.
+//! command that began it. What ends otherwise than its user wants is begun anew: [`keeper`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use sterna_api::{ApiError, CopyView, EpochView, FollowState, FollowView, MigrateRequest};
+use sterna_api::{
+    ApiError, CopyView, EpochView, FollowState, FollowView, HindranceView, MigrateRequest,
+};
 use sterna_model::{Refusal, VmName};
 use tokio::sync::Notify;
 
 use crate::agent::Agent;
 use crate::control::vm_of;
 use crate::jobs::{Canceller, Job};
-use crate::{outgoing, peer};
+use crate::registry::FollowOrder;
+use crate::{keeper, outgoing, peer};
 
 /// The phase of a job that follows its VM and has begun to copy.
 pub(crate) const FOLLOWING: &str = "following";
@@ -32,10 +35,12 @@ pub(crate) struct Following {
     /// It has begun: the policy decides from here on.
     begun: Arc<AtomicBool>,
     seen: Mutex<Seen>,
+    /// Ended by its user, the destination keeps its copy.
+    keeps_copy: AtomicBool,
 }
 
 /// What the drive loop has last told.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// All memory was copied once.
     pub copied_once: bool,
@@ -43,6 +48,8 @@ pub(crate) struct Seen {
     pub copy: Option<CopyView>,
     /// The last epoch, and when it ended.
     pub epoch: Option<(Instant, EpochView)>,
+    /// Since when the destination is not heard, and why.
+    pub away: Option<(Instant, String)>,
 }
 
 impl Following {
@@ -50,7 +57,8 @@ impl Following {
     #[must_use]
     pub(crate) fn new(job: Arc<Job>) -> Arc<Self> {
         let (asked, ask) = (AtomicBool::new(false), Notify::new());
-        Arc::new(Self { job, asked, ask, begun: Arc::default(), seen: Mutex::default() })
+        let (begun, seen, keeps_copy) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { job, asked, ask, begun, seen, keeps_copy })
     }
 
     /// The job.
@@ -88,6 +96,11 @@ impl Following {
         }
     }
 
+    /// Whether another job is to follow the VM after this one, from what the destination keeps.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.keeps_copy.load(Ordering::Acquire) || self.job.cancelled_by() != Some(Canceller::User)
+    }
+
     /// What is seen of it from here on.
     pub(crate) fn tell(&self, seen: Seen) {
         *self.lock() = seen;
@@ -98,11 +111,13 @@ impl Following {
     }
 
     fn view(&self) -> FollowView {
-        let seen = *self.lock();
+        let seen = self.lock().clone();
         let state = if self.is_switching() {
             FollowState::Switching
         } else if self.job.phase() != FOLLOWING {
             FollowState::Preparing
+        } else if seen.away.is_some() {
+            FollowState::Reconnecting
         } else if seen.copied_once {
             FollowState::Following
         } else {
@@ -118,6 +133,10 @@ impl Following {
             destination: self.job.peer().to_string(),
             state,
             since: self.job.started_at().to_owned(),
+            hindrance: seen.away.map(|(since, why)| HindranceView {
+                ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                why,
+            }),
             copy: seen.copy.map(|copy| CopyView { last_epoch, ..copy }),
         }
     }
@@ -145,7 +164,11 @@ pub(crate) async fn follow(
         let name = &request.name;
         return Err(ApiError::failed(format!("{name} is not followed, and runs on here: {why}")));
     }
-    vm.followed().map(|follow| follow.view()).ok_or_else(|| not_followed(&request.name))
+    let view = vm.followed().map(|follow| follow.view());
+    let order =
+        FollowOrder { destination: request.destination.clone(), options: request.options.clone() };
+    keeper::begin(agent, &vm, order, job);
+    view.ok_or_else(|| not_followed(&request.name))
 }
 
 /// How current a followed VM's copy is.
@@ -153,7 +176,22 @@ pub(crate) async fn follow(
 /// # Errors
 /// There is no such VM, or it is not followed.
 pub(crate) fn status(agent: &Agent, name: &VmName) -> Result<FollowView, ApiError> {
-    followed(agent, name).map(|follow| follow.view())
+    let vm = vm_of(agent, name)?;
+    match (vm.followed(), vm.waiting()) {
+        (Some(follow), waiting) => {
+            let mut view = follow.view();
+            if view.state == FollowState::Preparing {
+                // Not for the first time.
+                view.hindrance = waiting.map(|waiting| waiting.hindrance());
+            }
+            Ok(view)
+        }
+        (None, Some(waiting)) => {
+            let no_job = "none".parse().map_err(|_| not_followed(name))?;
+            Ok(waiting.view(name.clone(), no_job))
+        }
+        (None, None) => Err(not_followed(name)),
+    }
 }
 
 /// Hands a followed VM over; gives the job, which ends when the guest runs there, or here.
@@ -165,6 +203,10 @@ pub(crate) fn switch(
     name: &VmName,
     destination: Option<&str>,
 ) -> Result<Arc<Job>, ApiError> {
+    let vm = vm_of(agent, name)?;
+    if let (None, Some(waiting)) = (vm.followed(), vm.waiting()) {
+        return Err(keeper::not_current(name, &waiting));
+    }
     let follow = followed(agent, name)?;
     if let Some(destination) = destination {
         let to = peer::destination(agent, destination)
@@ -185,8 +227,17 @@ pub(crate) fn switch(
 ///
 /// # Errors
 /// It is not followed, or handed over already.
-pub(crate) async fn unfollow(agent: &Agent, name: &VmName) -> Result<String, ApiError> {
-    let follow = followed(agent, name)?;
+pub(crate) async fn unfollow(agent: &Agent, name: &VmName, keep: bool) -> Result<String, ApiError> {
+    let vm = vm_of(agent, name)?;
+    let follow = match (vm.followed(), vm.waiting()) {
+        (Some(follow), _) => follow,
+        (None, Some(_)) => {
+            keeper::take_back(agent, &vm);
+            return Ok(format!("{name} is not followed any more, and runs on here"));
+        }
+        (None, None) => return Err(not_followed(name)),
+    };
+    follow.keeps_copy.store(keep, Ordering::Release);
     if follow.is_switching() {
         let id = follow.job.id();
         let why = format!("{name} is being handed over by {id}; `sterna cancel {id}` rolls back");

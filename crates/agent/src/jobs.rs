@@ -44,6 +44,7 @@ pub(crate) struct Job {
     cancelled: OnceLock<Canceller>,
     cancel: Notify,
     given_up: AtomicBool,
+    paused: AtomicBool,
     give_up: Notify,
 }
 
@@ -118,6 +119,7 @@ impl Job {
             cancelled: OnceLock::new(),
             cancel,
             given_up: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             give_up: Notify::new(),
         })
     }
@@ -188,6 +190,23 @@ impl Job {
     pub(crate) fn request_cancel(&self, by: Canceller) {
         let _ = self.cancelled.set(by);
         self.cancel.notify_one();
+    }
+
+    /// It ends so that the guest's devices can be changed.
+    pub(crate) fn pause(&self) {
+        self.paused.store(true, Ordering::Release);
+    }
+
+    /// Whether it ended so that the guest's devices can be changed.
+    #[must_use]
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Who asked it to end, if anybody did.
+    #[must_use]
+    pub(crate) fn cancelled_by(&self) -> Option<Canceller> {
+        self.cancelled.get().copied()
     }
 
     /// Waits until it is asked to end.

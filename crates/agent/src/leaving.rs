@@ -19,7 +19,9 @@ const LAST_WORDS_TAKE: Duration = Duration::from_millis(200);
 
 /// Begins no more jobs, and brings those under way to where they may be left.
 pub(crate) async fn wind_down(agent: &Arc<Agent>) {
-    let under_way = agent.jobs.close();
+    let mut under_way = agent.jobs.close();
+    // The next agent finds what has arrived in its QEMU's memory, and the source begins anew with that.
+    under_way.retain(|job| !is_left_as_it_is(agent, job));
     if under_way.is_empty() {
         return;
     }
@@ -45,6 +47,12 @@ pub(crate) async fn wind_down(agent: &Arc<Agent>) {
         tracing::warn!(parent: &job.span(), phase = job.phase(), "the move is left to the next agent");
     }
     tokio::time::sleep(LAST_WORDS_TAKE).await;
+}
+
+/// Whether a guest that is followed to this host waits for its hand-over.
+fn is_left_as_it_is(agent: &Agent, job: &Job) -> bool {
+    let keeps = agent.incoming(job.id()).is_some_and(|handle| handle.keeps);
+    job.role() == Role::Destination && keeps && job.phase() == "receiving"
 }
 
 /// How long it is worth waiting; not at all when all jobs are over.

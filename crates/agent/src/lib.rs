@@ -19,6 +19,7 @@ mod following;
 mod incoming;
 mod jobs;
 mod journal;
+mod keeper;
 mod leaving;
 mod link;
 mod machines;

@@ -137,6 +137,11 @@ pub(crate) async fn stop(
         }
         return Err(ApiError::failed(format!("{name} is being moved by {job}; cancel that first")));
     }
+    if vm.waiting().is_some() {
+        let name = vm.record().name;
+        let why = format!("{name} is followed; `sterna unfollow {name}` first");
+        return Err(ApiError::failed(why));
+    }
     if let Some(why) = vm.record().owner.unknown_because() {
         return Err(ApiError { exit_code: 4, ..ApiError::failed(why) });
     }

@@ -8,6 +8,7 @@ use sterna_host::tls::{
 };
 use sterna_model::{HostName, Refusal};
 use sterna_wire::evidence::EVIDENCE;
+use sterna_wire::keep::KEEP;
 use sterna_wire::message::PACKED_STATE;
 use sterna_wire::post_copy::POST_COPY;
 use sterna_wire::{
@@ -24,7 +25,7 @@ use crate::link::Greeted;
 pub(crate) const SOFTWARE: &str = concat!("sterna ", env!("CARGO_PKG_VERSION"));
 
 /// What this build does beyond the protocol's minimum.
-const CAPABILITIES: [&str; 3] = [EVIDENCE, PACKED_STATE, POST_COPY];
+const CAPABILITIES: [&str; 4] = [EVIDENCE, KEEP, PACKED_STATE, POST_COPY];
 
 /// A peer to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,13 @@ pub(crate) enum PeerError {
 }
 
 impl PeerError {
+    /// Whether the host is there and nobody listens: its agent has ended.
+    #[must_use]
+    pub(crate) fn nobody_listens(&self) -> bool {
+        let Self::Tls(TlsError::Connect { error, .. }) = self else { return false };
+        error.kind() == std::io::ErrorKind::ConnectionRefused
+    }
+
     /// The error as a refusal: what a plan tells before anything is touched.
     #[must_use]
     pub(crate) fn to_refusal(&self) -> Refusal {

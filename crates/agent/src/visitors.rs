@@ -27,6 +27,8 @@ use crate::recovery;
 
 /// Until a control connection says what it is for, and then between two of its messages. Sources ping each second.
 const SILENCE_MIN: Duration = Duration::from_secs(30);
+/// A job that was never committed is discarded within this: its QEMU is killed, and that is journalled.
+const SUPERSEDED_WITHIN: Duration = Duration::from_secs(10);
 /// A whole visit that only looks: pings, one question, half a second of probes over a slow link.
 const CHECK_LIMIT: Duration = Duration::from_secs(180);
 
@@ -153,7 +155,7 @@ async fn control(
             Message::Prepare(prepare) => {
                 if let Some(handle) = begin(agent, peer, prepare, &link).await {
                     drop(link);
-                    pass_on(&mut inbox, &handle).await;
+                    pass_on(&mut inbox, &handle, 0).await;
                 }
                 return Ok(());
             }
@@ -165,8 +167,8 @@ async fn control(
                     answer(agent, peer, &Inquire { job, uuid, epoch }, &link).await;
                     continue;
                 };
-                handle.rejoin(rejoin, link).await;
-                pass_on(&mut inbox, &handle).await;
+                let number = handle.rejoin(rejoin, link).await;
+                pass_on(&mut inbox, &handle, number).await;
                 return Ok(());
             }
             Message::Ping(echo) => drop(link.send(&Message::Pong(echo)).await),
@@ -185,16 +187,21 @@ async fn control(
 
 /// Gives a job what comes on its control connection. A source that is alive pings; one that only keeps its connection
 /// open must not keep a QEMU waiting for ever.
-async fn pass_on(inbox: &mut mpsc::Receiver<Inbound>, handle: &incoming::Handle) {
+async fn pass_on(inbox: &mut mpsc::Receiver<Inbound>, handle: &incoming::Handle, number: u64) {
     let limit = handle.silence_limit.max(SILENCE_MIN);
     loop {
-        let Ok(inbound) = timeout(limit, inbox.recv()).await else {
+        let inbound = tokio::select! {
+            inbound = timeout(limit, inbox.recv()) => inbound,
+            // The source has made another one.
+            () = handle.replaced(number) => return,
+        };
+        let Ok(inbound) = inbound else {
             let why = format!("it said nothing for {} s", limit.as_secs());
-            let _ = handle.inbound(Inbound::Closed(why)).await;
+            let _ = handle.inbound(number, Inbound::Closed(why)).await;
             return;
         };
         let Some(inbound) = inbound else { return };
-        if !handle.inbound(inbound).await {
+        if !handle.inbound(number, inbound).await {
             return;
         }
     }
@@ -232,6 +239,7 @@ async fn begin(
     link: &Link,
 ) -> Option<incoming::Handle> {
     let (job, vm) = (prepare.job.clone(), prepare.vm.clone());
+    supersede(agent, peer, &prepare).await;
     let begun = look_at(agent, peer, &prepare).await.and_then(|checked| {
         incoming::begin(agent, peer, (prepare, checked), link.clone())
             .map_err(|refusal| vec![refusal])
@@ -250,6 +258,21 @@ async fn begin(
             None
         }
     }
+}
+
+/// A source has one job of a VM at a time. What an earlier one of the same VM has left here, waiting for its source to come
+/// back, makes room.
+async fn supersede(agent: &Agent, peer: &HostName, prepare: &Prepare) {
+    let Some((job, handle)) = agent.incoming_of(peer, prepare.uuid) else { return };
+    if job == prepare.job {
+        return;
+    }
+    tracing::info!(earlier = %job, job = %prepare.job, "the source has begun another job of this VM");
+    handle.supersede().await;
+    let Some(job) = agent.jobs.get(&job) else { return };
+    let mut watch = job.watch();
+    // One that does not end is in the way, and told as such.
+    let _ = timeout(SUPERSEDED_WITHIN, watch.wait_for(|status| status.ended.is_some())).await;
 }
 
 /// Whether this peer may begin this job, and whether its VM can be taken. A peer that nothing is taken from learns no more

@@ -15,6 +15,7 @@ use sterna_model::{Epoch, JobId, Uuid, VmName};
 use tokio::sync::OnceCell;
 
 use crate::following::Following;
+use crate::keeper::Waiting;
 use crate::place::Place;
 use crate::registry::{Owner, ProcessId, Record};
 
@@ -36,6 +37,7 @@ pub(crate) struct Vm {
     live: Mutex<Option<Live>>,
     job: Mutex<Option<JobId>>,
     follow: Mutex<Option<Arc<Following>>>,
+    waiting: Mutex<Option<Arc<Waiting>>>,
 }
 
 /// A QEMU that runs.
@@ -190,7 +192,8 @@ impl Vm {
     #[must_use]
     pub(crate) fn new(record: Record, live: Option<Live>) -> Arc<Self> {
         let (record, live) = (Mutex::new(record), Mutex::new(live));
-        Arc::new(Self { record, live, job: Mutex::default(), follow: Mutex::default() })
+        let (job, follow, waiting) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { record, live, job, follow, waiting })
     }
 
     /// Its durable part.
@@ -258,6 +261,17 @@ impl Vm {
         lock(&self.follow).clone()
     }
 
+    /// Following has ended by a fault, and is to be begun anew; or that is over.
+    pub(crate) fn wait_to_follow(&self, waiting: Option<Arc<Waiting>>) {
+        *lock(&self.waiting) = waiting;
+    }
+
+    /// What keeps it from being followed, while that is begun anew.
+    #[must_use]
+    pub(crate) fn waiting(&self) -> Option<Arc<Waiting>> {
+        lock(&self.waiting).clone()
+    }
+
     /// The job that has it.
     #[must_use]
     pub(crate) fn job(&self) -> Option<JobId> {
@@ -272,7 +286,9 @@ impl Vm {
             (Owner::Here, None, Some(_)) => VmState::Unknown,
             (owner, live, _) => state_of(owner, live.as_ref()).await,
         };
-        let is_followed = self.followed().is_some_and(|follow| !follow.is_switching());
+        let is_followed = self
+            .followed()
+            .map_or_else(|| self.waiting().is_some(), |follow| !follow.is_switching());
         let state = match state {
             VmState::Running | VmState::Paused if is_followed => VmState::Following,
             other => other,
@@ -360,6 +376,7 @@ pub(crate) fn fresh_record(
         log: place.log.clone(),
         owner: Owner::Here,
         leaving: None,
+        follow: None,
         previous: None,
     }
 }

@@ -16,6 +16,9 @@ pub struct FollowView {
     pub state: FollowState,
     /// Since when it is followed, RFC 3339, UTC.
     pub since: String,
+    /// What keeps the copy from being kept current, while something does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hindrance: Option<HindranceView>,
     /// Figures; absent until copying has begun.
     pub copy: Option<CopyView>,
 }
@@ -30,8 +33,23 @@ pub enum FollowState {
     Copying,
     /// The copy is kept nearly current.
     Following,
+    /// The destination cannot be reached: it is tried again, and what it has is kept there.
+    Reconnecting,
+    /// Following has ended by a fault, and is begun anew: with what the destination has kept, where it has.
+    Waiting,
+    /// The guest's devices are being changed, which QEMU allows only while nobody follows; then it is begun anew.
+    Paused,
     /// The guest is being handed over.
     Switching,
+}
+
+/// Why the copy is not kept current.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HindranceView {
+    /// For how long by now.
+    pub ms: u64,
+    /// In words.
+    pub why: String,
 }
 
 /// A copy's figures.

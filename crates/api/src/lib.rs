@@ -7,7 +7,7 @@ mod protocol;
 mod report;
 mod resolve;
 
-pub use follow::{CopyView, EpochView, FollowState, FollowView};
+pub use follow::{CopyView, EpochView, FollowState, FollowView, HindranceView};
 pub use protocol::{
     ApiError, CheckView, Compress, JobView, MigrateOptions, MigrateRequest, Plan, Progress, Range,
     Request, Response, Strategy, StrategyForecast, VmState, VmView,

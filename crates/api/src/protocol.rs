@@ -65,6 +65,9 @@ pub enum Request {
     Unfollow {
         /// The VM's name.
         name: VmName,
+        /// The destination keeps its copy for a while, for `follow` to go on from.
+        #[serde(default)]
+        keep: bool,
     },
     /// Predict and check; change nothing. Answered by `Plan`.
     Plan {
@@ -119,7 +122,7 @@ pub struct MigrateRequest {
 }
 
 /// The options of `migrate`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateOptions {
     /// The strategy.

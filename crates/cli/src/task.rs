@@ -147,7 +147,7 @@ impl Invocation {
             }
             Word::Follow(typed) => ask(Request::Follow(typed.into())),
             Word::Status { name } => ask(Request::Status { name }),
-            Word::Unfollow { name } => ask(Request::Unfollow { name }),
+            Word::Unfollow { name, keep } => ask(Request::Unfollow { name, keep }),
             Word::Switch { name, destination } => {
                 let destination = destination.map(Into::into);
                 Task::Job { socket, errand: Errand::Switch { name, destination } }

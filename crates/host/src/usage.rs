@@ -95,6 +95,33 @@ pub fn cpu_time(pid: i32) -> io::Result<Duration> {
     })
 }
 
+/// How long a thread has run on a processor, and how long it was ready to and waited for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scheduled {
+    /// On a processor.
+    pub ran: Duration,
+    /// In the queue for one.
+    pub waited: Duration,
+}
+
+/// What a thread of a process has had of the processors since it began.
+///
+/// # Errors
+/// When there is no such thread, or the kernel keeps no such account.
+pub fn scheduled(pid: i32, thread: i64) -> io::Result<Scheduled> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat"))?;
+    scheduled_in(&text).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("expected two times, found {text:?}"))
+    })
+}
+
+/// Nanoseconds of both, then how often it ran.
+fn scheduled_in(text: &str) -> Option<Scheduled> {
+    let mut times = text.split_whitespace().map(|time| time.parse().ok().map(Duration::from_nanos));
+    let (ran, waited) = (times.next()??, times.next()??);
+    Some(Scheduled { ran, waited })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +154,20 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(20));
         }
         assert!(cpu_time(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_thread_that_works_has_run() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let before = scheduled(pid, pid.into()).unwrap_or_default();
+        // The main thread of a test program waits for the others; what it had does not become less.
+        assert!(scheduled(pid, pid.into()).unwrap_or_default().ran >= before.ran);
+        let (ran, waited) = (Duration::from_nanos(1500), Duration::from_nanos(7));
+        assert_eq!(scheduled_in("1500 7 3\n"), Some(Scheduled { ran, waited }));
+        for wrong in ["", "1500", "a b c", "-1 2 3"] {
+            assert_eq!(scheduled_in(wrong), None, "{wrong}");
+        }
+        assert!(scheduled(i32::MAX, 1).is_err());
     }
 
     #[test]

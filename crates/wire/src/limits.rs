@@ -34,6 +34,12 @@ pub const MAX_MISSING_PAGES: usize = 4096;
 pub const MAX_WANTED_PAGES: usize = 1024;
 /// Runs of pages in one Lacking.
 pub const MAX_LACKING_RUNS: usize = 16 * 1024;
+/// Hashes of pages in one message.
+pub const MAX_HASHES: usize = 16 * 1024;
+/// Bytes of them.
+pub const MAX_HASH_BYTES: usize = MAX_HASHES * crate::keep::HASH_BYTES;
+/// The longest that a source may ask a destination to keep what it has: a week, in milliseconds.
+pub const MAX_KEEP_MS: u64 = 7 * MAX_LINK_TIMEOUT_MS;
 /// Refusals in one message.
 pub const MAX_REFUSALS: usize = 32;
 /// Bytes in a refusal's code.

@@ -36,10 +36,11 @@ use crate::evidence::{EVIDENCE, Evidence};
 use crate::frame::FrameKind;
 use crate::hello::Capabilities;
 use crate::json;
+use crate::keep::{Hashes, KEEP};
 use crate::limits::{
     MAX_COMMAND_BYTES, MAX_COMMANDS, MAX_CONFIGURATION_BYTES, MAX_CONNECTIONS,
-    MAX_DESCRIPTION_BYTES, MAX_FRAME_COUNTS, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS,
-    MAX_VERSION_BYTES,
+    MAX_DESCRIPTION_BYTES, MAX_FRAME_COUNTS, MAX_KEEP_MS, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES,
+    MAX_REFUSALS, MAX_VERSION_BYTES,
 };
 use crate::post_copy::{Complete, Lacking, POST_COPY, Rejoin, Rejoined, Vanished, Wanted};
 use crate::refusals;
@@ -90,6 +91,8 @@ pub enum Message {
     Lacking(Lacking),
     /// Destination: its QEMU died while pages were lacking: the guest is lost.
     Vanished(Vanished),
+    /// Destination: what it has of these pages from before the job.
+    Hashes(Hashes),
     /// Destination: its QEMU is dead and reaped.
     Discarded(Discarded),
     /// Either: the answer to an Inquire.
@@ -130,6 +133,14 @@ pub struct Prepare {
     /// urgent pages. Only between agents that both have the capability [`POST_COPY`].
     #[serde(default, skip_serializing_if = "Not::not")]
     pub post_copy: bool,
+    /// For so long, in milliseconds, the destination is to keep what it has without any connection, as long as nothing was
+    /// offered: 1 to [`MAX_KEEP_MS`]. It may give up sooner. Only between agents that both have the capability [`KEEP`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_ms: Option<u64>,
+    /// Whether the destination is to begin with what it has of the VM from a job that came to nothing. Only between agents
+    /// that both have the capability [`KEEP`].
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub reuse: bool,
 }
 
 /// What QEMU's stream began with.
@@ -202,6 +213,9 @@ pub struct Commit {
 pub struct Abort {
     /// Why, for the log.
     pub reason: Text,
+    /// Whether the memory is worth keeping for a job to come. Only between agents that both have the capability [`KEEP`].
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub keep: bool,
 }
 
 /// What became of a job?
@@ -241,6 +255,10 @@ pub struct Prepared {
     /// Whether its QEMU can finish by post-copy. Only said to a source that may.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub post_copy: bool,
+    /// Whether the destination has the VM's memory of before, and tells its hashes after StreamHead. Only said to a source
+    /// that asked.
+    #[serde(default, skip_serializing_if = "Not::not")]
+    pub kept: bool,
 }
 
 /// The destination will not.
@@ -371,7 +389,9 @@ impl Message {
             Self::Wanted(_) | Self::Complete(_) | Self::Vanished(_) => {
                 matches!(sender, Sender::Destination)
             }
-            Self::Rejoined(_) | Self::Lacking(_) => matches!(sender, Sender::Destination),
+            Self::Rejoined(_) | Self::Lacking(_) | Self::Hashes(_) => {
+                matches!(sender, Sender::Destination)
+            }
             Self::Inquire(_) | Self::Ping(_) | Self::Pong(_) => true,
             Self::Answer(answer) => answer.state.may_be_of(sender),
         }
@@ -384,8 +404,14 @@ impl Message {
             Self::Prepare(prepare) => {
                 prepare.evidence = prepare.evidence.take().filter(|_| common.contains(EVIDENCE));
                 prepare.post_copy &= common.contains(POST_COPY);
+                prepare.keep_ms = prepare.keep_ms.filter(|_| common.contains(KEEP));
+                prepare.reuse &= common.contains(KEEP);
             }
-            Self::Prepared(prepared) => prepared.post_copy &= common.contains(POST_COPY),
+            Self::Prepared(prepared) => {
+                prepared.post_copy &= common.contains(POST_COPY);
+                prepared.kept &= common.contains(KEEP);
+            }
+            Self::Abort(abort) => abort.keep &= common.contains(KEEP),
             _ => {}
         }
         self
@@ -415,6 +441,7 @@ impl Message {
             Self::Rejoined(_) => "rejoined",
             Self::Lacking(_) => "lacking",
             Self::Vanished(_) => "vanished",
+            Self::Hashes(_) => "hashes",
             Self::Discarded(_) => "discarded",
             Self::Answer(_) => "answer",
             Self::Pong(_) => "pong",
@@ -428,6 +455,7 @@ impl Message {
                 let connections = usize::from(prepare.connections);
                 within("connections", (1, MAX_CONNECTIONS as u64), connections as u64)?;
                 within("link_timeout_ms", (1, MAX_LINK_TIMEOUT_MS), prepare.link_timeout_ms)?;
+                within("keep_ms", (1, MAX_KEEP_MS), prepare.keep_ms.unwrap_or(1))?;
                 let bytes = prepare.description.len();
                 at_most("bytes of description", MAX_DESCRIPTION_BYTES as u64, bytes as u64)?;
                 prepare.evidence.as_ref().map_or(Ok(()), Evidence::check_limits)
@@ -462,6 +490,7 @@ impl Message {
             Self::Rejoin(rejoin) => rejoin.check_limits(),
             Self::Wanted(wanted) => wanted.check_limits(),
             Self::Lacking(lacking) => lacking.check_limits(),
+            Self::Hashes(hashes) => hashes.check_limits(),
             _ => Ok(()),
         }
     }

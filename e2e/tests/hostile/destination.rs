@@ -193,6 +193,7 @@ fn ready() -> Result<Prepared> {
         qemu_version: "7.2.0".to_owned(),
         start_ms: u64::MAX,
         post_copy: false,
+        kept: false,
     })
 }
 

@@ -27,6 +27,8 @@ pub(crate) fn prepare(job: &str, vm: &str, description: &str) -> Result<Prepare>
         connections: 2,
         verify: Verify::Roots,
         link_timeout_ms: 20_000,
+        keep_ms: None,
+        reuse: false,
         evidence: None,
         post_copy: false,
     })
@@ -162,7 +164,7 @@ fn messages_out_of_turn_begin_nothing() -> Result<()> {
         };
         let out_of_turn = [
             Message::Commit(Commit { epoch: Epoch(5) }),
-            Message::Abort(Abort { reason: Text::new("\u{1b}[2J") }),
+            Message::Abort(Abort { reason: Text::new("\u{1b}[2J"), keep: false }),
             Message::Final(last),
             // The destination's to say.
             Message::Discarded(Discarded { job: "job-1".parse()?, epoch: Epoch(5) }),

@@ -70,7 +70,7 @@ async fn say_again(bench: &Bench, identity: &TlsIdentity, job: &Over) -> Result<
         commit(job.epoch.0 + 1),
         last(0),
         head(MACHINE, "pc.ram", RAM_BYTES)?,
-        Message::Abort(Abort { reason: Text::new("said again") }),
+        Message::Abort(Abort { reason: Text::new("said again"), keep: false }),
     ];
     for message in messages {
         let mut caller = Caller::call(bench, identity, Role::Control).await?;
@@ -142,7 +142,7 @@ fn move_a_guest(alpha: &Bench, beta: &Bench) -> Result<Over> {
 /// A job that was prepared, and broken off.
 async fn discard_a_job(beta: &Bench) -> Result<Over> {
     let (mut source, _) = begin(beta, &beta.identity("alpha")?, "job-1", "victim").await?;
-    source.send(&Message::Abort(Abort { reason: Text::new("not today") })).await?;
+    source.send(&Message::Abort(Abort { reason: Text::new("not today"), keep: false })).await?;
     wait_for_end(beta, "job-1").await?;
     let begun = prepare("job-1", "victim", "{}")?;
     let (job, uuid, epoch) = (begun.job, begun.uuid, begun.epoch);

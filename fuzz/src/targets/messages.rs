@@ -3,9 +3,9 @@
 use arbitrary::{Arbitrary, Unstructured};
 use serde_json::{Value, json};
 use sterna_wire::limits::{
-    MAX_COMMANDS, MAX_CONNECTIONS, MAX_DESCRIPTION_BYTES, MAX_FRAME_COUNTS, MAX_LACKING_RUNS,
-    MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS, MAX_TEXT_BYTES, MAX_VERSION_BYTES,
-    MAX_WANTED_PAGES,
+    MAX_COMMANDS, MAX_CONNECTIONS, MAX_DESCRIPTION_BYTES, MAX_FRAME_COUNTS, MAX_HASHES,
+    MAX_KEEP_MS, MAX_LACKING_RUNS, MAX_LINK_TIMEOUT_MS, MAX_MISSING_PAGES, MAX_REFUSALS,
+    MAX_TEXT_BYTES, MAX_VERSION_BYTES, MAX_WANTED_PAGES,
 };
 use sterna_wire::{Message, Sender};
 
@@ -68,6 +68,7 @@ enum Kind {
     Rejoined,
     Lacking,
     Vanished,
+    Hashes,
 }
 
 const STATES: [&str; 13] = [
@@ -95,7 +96,13 @@ impl Said {
     fn value(&self) -> Value {
         let mut message = self.without_options();
         let option = match self.kind {
+            Kind::Prepare if self.which & 4 != 0 => {
+                Some(("keep_ms", json!(self.numbers.1 % MAX_KEEP_MS + 1)))
+            }
+            Kind::Prepare if self.which & 8 != 0 => Some(("reuse", json!(true))),
+            Kind::Prepared if self.which & 4 != 0 => Some(("kept", json!(true))),
             Kind::Prepare | Kind::Prepared => Some(("post_copy", json!(true))),
+            Kind::Abort => Some(("keep", json!(true))),
             Kind::Running => Some(("lacks_pages", json!(self.numbers.0))),
             _ => None,
         };
@@ -178,6 +185,10 @@ impl Said {
             Kind::Rejoined => json!({"type": "rejoined", "token": secret}),
             Kind::Lacking => json!({"type": "lacking", "runs": runs, "last": self.which & 1 == 0}),
             Kind::Vanished => json!({"type": "vanished", "reason": text}),
+            Kind::Hashes => json!({
+                "type": "hashes", "first": small >> 1, "hashes": root.repeat(self.list.len().min(100)),
+                "last": self.which & 1 == 0,
+            }),
         }
     }
 }
@@ -220,6 +231,7 @@ fn check_limits(message: &Message) {
         Message::Prepare(prepare) => {
             assert!((1..=MAX_CONNECTIONS).contains(&usize::from(prepare.connections)));
             assert!((1..=MAX_LINK_TIMEOUT_MS).contains(&prepare.link_timeout_ms));
+            assert!((1..=MAX_KEEP_MS).contains(&prepare.keep_ms.unwrap_or(1)));
             assert!(prepare.description.len() <= MAX_DESCRIPTION_BYTES);
         }
         Message::StreamHead(head) => {
@@ -249,6 +261,11 @@ fn check_limits(message: &Message) {
                     "{first:?} {count}"
                 );
             }
+        }
+        Message::Hashes(hashes) => {
+            let count = hashes.pages().count();
+            let beyond = u64::from(hashes.first.0) + count as u64;
+            assert!(count <= MAX_HASHES && beyond <= 1 << 32, "{beyond}");
         }
         Message::Vanished(vanished) => check_text(vanished.reason.as_str()),
         Message::Abort(abort) => check_text(abort.reason.as_str()),

@@ -4,6 +4,8 @@
 //! which the loader feeds QEMU. The table knows each page's version and hash, so that older versions are dropped,
 //! differences are applied only to what they were made against, and the root is there without reading anything again.
 
+mod adopting;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -187,6 +189,12 @@ impl DestinationMemory {
         std::mem::take(&mut *guard(&self.asked))
     }
 
+    /// The pages that were asked for and have not come.
+    #[must_use]
+    pub(super) fn missing(&self) -> Vec<(PageId, u32)> {
+        guard(&self.missing).iter().map(|(page, version)| (*page, *version)).collect()
+    }
+
     /// Whether pages were asked for that have not come.
     #[must_use]
     pub(super) fn lacks_pages(&self) -> bool {
@@ -276,13 +284,7 @@ impl DestinationMemory {
             return false;
         }
         root.replace(page, before.hash, entry.hash);
-        let number = entry.hash.to_u128();
-        let [low, high] = &self.hashes[page.index()];
-        #[expect(clippy::cast_possible_truncation, reason = "the two halves of the hash")]
-        {
-            low.store(number as u64, Ordering::Relaxed);
-            high.store((number >> 64) as u64, Ordering::Relaxed);
-        }
+        self.set_hash(page, entry.hash);
         self.versions[page.index()].store(entry.version, Ordering::Release);
         let mut missing = guard(&self.missing);
         if !missing.is_empty() && missing.get(&page).is_some_and(|version| *version < entry.version)
@@ -290,6 +292,16 @@ impl DestinationMemory {
             missing.remove(&page);
         }
         true
+    }
+
+    fn set_hash(&self, page: PageId, hash: PageHash) {
+        let number = hash.to_u128();
+        let [low, high] = &self.hashes[page.index()];
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves of the hash")]
+        {
+            low.store(number as u64, Ordering::Relaxed);
+            high.store((number >> 64) as u64, Ordering::Relaxed);
+        }
     }
 
     fn lock_of(&self, page: PageId) -> MutexGuard<'_, Root> {
@@ -307,7 +319,8 @@ impl PageStore for Store<'_> {
     fn entry(&mut self, page: PageId) -> Option<Stored> {
         // The guest changes what is there: nothing may be built on it.
         let still = self.0.faulting().is_none();
-        self.0.stored(page).filter(|stored| stored.version > 0 && still)
+        let is_here = |stored: &Stored| stored.version > 0 || stored.hash != PageHash::ZERO;
+        self.0.stored(page).filter(|stored| is_here(stored) && still)
     }
 
     fn read(&mut self, page: PageId, into: &mut Page) -> Result<(), MemoryError> {

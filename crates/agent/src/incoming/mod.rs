@@ -9,6 +9,7 @@ mod acceptance;
 mod asked;
 mod drive;
 mod faulting;
+mod kept;
 mod latency;
 mod loader;
 mod memory;
@@ -20,5 +21,6 @@ mod streams;
 
 pub(crate) use acceptance::{Programs, look};
 pub(crate) use drive::{Handle, Left, begin, resume};
-pub(crate) use qemu::Checked;
+pub(crate) use kept::KeptMemories;
+pub(crate) use qemu::{Checked, memory_left};
 pub(crate) use streams::DataConnection;

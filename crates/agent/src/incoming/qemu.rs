@@ -85,15 +85,30 @@ pub(super) fn memory_of(
     stored: &MemoryRecord,
     budget: ByteCount,
 ) -> Result<DestinationMemory, String> {
+    let shared = shared_memory(process, lengths_of(stored)?)?;
+    DestinationMemory::open_as_it_is(stored.layout.clone(), shared, budget)
+        .map_err(|error| error.to_string())
+}
+
+/// What an agent of before has left in the memory of a QEMU that waits for a guest. It outlives that QEMU.
+///
+/// # Errors
+/// When it is not found.
+pub(crate) fn memory_left(
+    process: &Process,
+    stored: &MemoryRecord,
+) -> Result<Vec<BlockMemory>, String> {
+    shared_memory(process, lengths_of(stored)?)
+}
+
+/// The blocks that QEMU shares, with their lengths in bytes.
+fn lengths_of(stored: &MemoryRecord) -> Result<Vec<(BlockName, u64)>, String> {
     let wanted = stored.shared_blocks.iter().map(|name| {
         let block = stored.layout.block_named(name);
         let pages = block.ok_or("the journal tells a block without its length")?.pages;
         Ok((name.clone(), u64::from(pages) * PAGE_BYTES as u64))
     });
-    let wanted = wanted.collect::<Result<Vec<_>, String>>()?;
-    let shared = shared_memory(process, wanted)?;
-    DestinationMemory::open_as_it_is(stored.layout.clone(), shared, budget)
-        .map_err(|error| error.to_string())
+    wanted.collect()
 }
 
 /// The files behind these blocks, of which QEMU made one each, in this order.

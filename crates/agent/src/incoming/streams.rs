@@ -1,5 +1,7 @@
 //! The bulk side of a move that arrives: data connections, the memory they write, the loader, and when all is here.
 
+mod keeping;
+
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use super::asked::AskedPages;
 use super::faulting::{Faulting, Lane};
 use super::loader::{Loader, Order};
 use super::memory::DestinationMemory;
-use super::receiver::{Applied, Receiver};
+use super::receiver::{Applied, Broken, Receiver};
 use super::recover::{self, Recovered};
 use super::return_path::Listener;
 
@@ -47,12 +49,16 @@ pub(crate) struct DataConnection {
 /// What the drive loop hears.
 #[derive(Debug)]
 pub(super) enum StreamEvent {
-    /// A connection, a page or the loader failed.
+    /// A page or the loader failed.
     Failed(String),
+    /// One of the connections that were made at this time broke.
+    LinkLost(u32, String),
     /// All memory was read again and is as it should be.
     Verified,
     /// QEMU is ready for post-copy: pages may be written.
     Ready,
+    /// What was kept from an earlier job is here, and hashed.
+    Adopted,
     /// QEMU has loaded the devices of a guest that lacks pages.
     DevicesLoaded,
     /// QEMU has placed every page.
@@ -74,8 +80,12 @@ pub(super) struct Streams {
     post_copy: bool,
     connections: u16,
     receivers: Vec<Option<Connected>>,
+    /// Counts how often all connections were made.
+    generation: u32,
     progress: Arc<Notify>,
     memory: Option<Arc<DestinationMemory>>,
+    /// What is kept of the guest from an earlier job, until its memory is open.
+    kept: Vec<BlockMemory>,
     /// Pages may be written.
     let_in: bool,
     /// Counts QEMU's streams.
@@ -91,6 +101,8 @@ struct Connected {
     applied: Arc<Applied>,
     memory: Sender<Arc<DestinationMemory>>,
     handle: DataHandle,
+    /// Hears nothing but the end of its thread.
+    ended: Channel<()>,
 }
 
 impl Streams {
@@ -106,8 +118,10 @@ impl Streams {
             post_copy: false,
             connections: prepare.connections,
             receivers: (0..prepare.connections).map(|_| None).collect(),
+            generation: 0,
             progress: Arc::new(Notify::new()),
             memory: None,
+            kept: Vec::new(),
             let_in: false,
             stream: 0,
             loader: None,
@@ -165,13 +179,17 @@ impl Streams {
         if let Some(memory) = self.memory.as_ref().filter(|_| self.let_in) {
             let _ = sender.send(Arc::clone(memory));
         }
-        let report = Arc::clone(&self.report);
+        let (report, generation) = (Arc::clone(&self.report), self.generation);
+        let (ends, ended) = channel();
         spawn("sterna-receiver", move || {
-            if let Err(why) = receiver.run() {
-                report(StreamEvent::Failed(why));
+            match receiver.run() {
+                Ok(()) => {}
+                Err(Broken::Link(why)) => report(StreamEvent::LinkLost(generation, why)),
+                Err(Broken::Pages(why)) => report(StreamEvent::Failed(why)),
             }
+            drop::<Sender<()>>(ends);
         })?;
-        *slot = Some(Connected { applied, memory: sender, handle });
+        *slot = Some(Connected { applied, memory: sender, handle, ended });
         Ok(())
     }
 
@@ -199,10 +217,13 @@ impl Streams {
 
     /// Lets pages be written; until then they wait in their connections.
     pub(super) fn let_in(&mut self) {
-        let Some(memory) = &self.memory else { return };
+        let Some(memory) = self.memory.clone() else { return };
+        if self.has_kept() {
+            return self.take_over(&memory);
+        }
         self.let_in = true;
         for connected in self.receivers.iter().flatten() {
-            let _ = connected.memory.send(Arc::clone(memory));
+            let _ = connected.memory.send(Arc::clone(&memory));
         }
     }
 
@@ -339,14 +360,20 @@ impl Streams {
         self.stream == number
     }
 
+    /// Whether these are the present connections.
+    pub(super) fn are_current(&self, generation: u32) -> bool {
+        self.generation == generation
+    }
+
     /// Forgets all data connections: the source makes new ones.
     pub(super) fn leave_connections(&mut self) {
+        self.generation += 1;
         for connected in self.receivers.iter_mut().filter_map(Option::take) {
             connected.handle.close();
         }
     }
 
-    /// The source makes its connections anew, so many and one for what the guest waits for.
+    /// The source of a guest that runs here makes its connections anew, so many and one for what the guest waits for.
     pub(super) fn rejoin(&mut self, key: PageKey, connections: u16) {
         self.leave_connections();
         self.key = key;
@@ -383,7 +410,7 @@ impl Streams {
         let mut answers = Vec::new();
         let asked = self.memory.as_ref().map(|memory| memory.take_asked()).unwrap_or_default();
         for pages in asked.chunks(ASKED_AT_ONCE) {
-            answers.push(Message::Missing(wire::Missing { pages: pages.to_vec() }));
+            answers.push(missing_message(pages));
         }
         let due = self.acknowledged_at.is_none_or(|at| at.elapsed() >= ACKNOWLEDGE_EVERY);
         if due && self.last.is_none() {
@@ -487,6 +514,10 @@ impl Streams {
 
 fn too_much_state() -> String {
     format!("expected at most {MAX_TAIL_BYTES} bytes of device state, found more")
+}
+
+fn missing_message(pages: &[(PageId, u32)]) -> Message {
+    Message::Missing(wire::Missing { pages: pages.to_vec() })
 }
 
 fn command(command: &wire::StreamCommand) -> Option<Command> {

@@ -72,6 +72,9 @@ pub(crate) struct MemoryRecord {
     /// The socket by which the destination's QEMU is fed: QEMU keeps it, so that it outlives the agent.
     #[serde(default)]
     pub stream_inode: Option<u64>,
+    /// What has arrived at the destination is worth keeping for so long, in milliseconds, if the job comes to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_ms: Option<u64>,
 }
 
 /// An entry with the time at which it was written, beside it: earlier builds wrote none, and pass over it.

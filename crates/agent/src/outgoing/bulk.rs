@@ -1,57 +1,19 @@
 //! The bulk side of a move that leaves: data connections, workers, rounds.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use sterna_host::tls::{DataHandle, DataStream};
 use sterna_migration::source::Finish;
 use sterna_migration::tracker::{Round, Tracker};
 use sterna_model::{PageId, Rate, Root};
-use sterna_page_codec::{Effort, Encoder, EncoderConfig, Governor, Known, PageKey, Processors};
-use sterna_wire::FrameWriter;
+use sterna_page_codec::{Known, Processors};
 
 use super::limiter::Limiter;
+use super::links::{Connected, Links, Reports, Settings, UrgentLink, start_urgent, start_worker};
 use super::memory::SourceMemory;
 use super::shared::{InFlight, Shared, Totals};
-use super::urgent::Urgent;
-use super::worker::{Mode, Order, Report, RoundDone, Worker};
-
-/// Memory for old contents and for digests of old contents, over all workers of a job.
-const CONTENT_CACHE_BYTES: usize = 8 << 20;
-const DIGEST_BYTES: usize = 20 << 20;
-/// Messages that ask for pages and wait to be answered, at most: a guest has few processors to wait with.
-const MAX_REQUESTS: usize = 1024;
-
-/// What the drive loop hears from workers.
-pub(super) type Reports = Arc<dyn Fn(usize, Report) + Send + Sync>;
-
-/// How a job's pages are sent.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    /// Key of the page hashes.
-    pub key: [u8; 32],
-    /// A fixed effort, or what link and gain say.
-    pub effort: Option<Effort>,
-    /// At most this rate.
-    pub rate: Option<Rate>,
-    /// Pages that may follow in post-copy.
-    pub deferrable: Vec<Range<u32>>,
-    /// With the guest stopped, all memory is read again.
-    pub verify_full: bool,
-}
-
-/// The connections of a job.
-#[derive(Default)]
-pub(super) struct Links {
-    /// For a worker each.
-    pub data: Vec<(DataStream, FrameWriter)>,
-    /// For what the guest waits for at the destination; none where post-copy is not possible.
-    pub urgent: Option<(DataStream, FrameWriter)>,
-}
+use super::worker::{Order, RoundDone};
 
 /// The workers of a job, and where its round stands.
 pub(super) struct Bulk {
@@ -61,17 +23,6 @@ pub(super) struct Bulk {
     round: RoundState,
     delivered_bytes: u64,
     verify_full: bool,
-}
-
-struct UrgentLink {
-    requests: SyncSender<Vec<PageId>>,
-    handle: DataHandle,
-}
-
-struct Connected {
-    orders: Sender<Order>,
-    in_flight: Arc<InFlight>,
-    handle: DataHandle,
 }
 
 /// A round, while its workers are at it.
@@ -113,30 +64,108 @@ impl Bulk {
         settings: &Settings,
         reports: &Reports,
     ) -> Result<Self, String> {
-        let known = Arc::new(Known::new(memory.layout().pages()));
+        let known = Known::new(memory.layout().pages());
+        Self::start_knowing(known, links, memory, tracker, settings, reports)
+    }
+
+    /// As [`Bulk::start`], with a destination that has pages from before.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn start_knowing(
+        known: Known,
+        links: Links,
+        memory: Arc<SourceMemory>,
+        tracker: Arc<Tracker>,
+        settings: &Settings,
+        reports: &Reports,
+    ) -> Result<Self, String> {
+        let known = Arc::new(known);
         let limiter = Limiter::new(settings.rate);
         let deferrable = settings.deferrable.clone();
         let shared = Arc::new(Shared::new(tracker, memory, known, limiter, deferrable));
-        let count = links.data.len();
-        let mut workers = Vec::with_capacity(count);
-        for (number, (link, frames)) in links.data.into_iter().enumerate() {
-            workers.push(start_worker(number, count, link, frames, &shared, settings, reports)?);
-        }
-        let urgent = match links.urgent {
-            Some((link, frames)) => {
-                Some(start_urgent(count, link, frames, &shared, settings, reports)?)
-            }
-            None => None,
-        };
-        let round = RoundState::new(0, count);
+        let round = RoundState::new(0, links.data.len());
         let verify_full = settings.verify_full;
-        Ok(Self { shared, workers, urgent, round, delivered_bytes: 0, verify_full })
+        let mut bulk = Self {
+            shared,
+            workers: Vec::new(),
+            urgent: None,
+            round,
+            delivered_bytes: 0,
+            verify_full,
+        };
+        bulk.join(links, settings, reports)?;
+        Ok(bulk)
+    }
+
+    /// Starts a worker for each connection, the first time or after [`Bulk::leave`].
+    ///
+    /// # Errors
+    /// In words, when a worker cannot be made.
+    pub(super) fn join(
+        &mut self,
+        links: Links,
+        settings: &Settings,
+        reports: &Reports,
+    ) -> Result<(), String> {
+        let count = links.data.len();
+        self.shared.go_on();
+        for (number, (link, frames)) in links.data.into_iter().enumerate() {
+            let shared = &self.shared;
+            let worker = start_worker(number, count, link, frames, shared, settings, reports)?;
+            self.workers.push(worker);
+        }
+        if let Some((link, frames)) = links.urgent {
+            let shared = &self.shared;
+            self.urgent = Some(start_urgent(count, link, frames, shared, settings, reports)?);
+        }
+        Ok(())
+    }
+
+    /// Gives the connections up, with the guest still running here: the round that is going on ends nowhere. What was not
+    /// acknowledged is to be sent again. Waits until nobody sends any more. Gives how many pages that is.
+    pub(super) fn leave(&mut self) -> usize {
+        self.shared.abandon();
+        let mut threads = Vec::with_capacity(self.workers.len() + 1);
+        let mut unknown = Vec::new();
+        if let Some(UrgentLink { handle, thread, requests }) = self.urgent.take() {
+            handle.close();
+            drop(requests);
+            threads.push(thread);
+        }
+        for Connected { handle, thread, orders, in_flight } in self.workers.drain(..) {
+            handle.close();
+            drop(orders);
+            threads.push(thread);
+            unknown.push(in_flight);
+        }
+        for thread in threads {
+            // One that panicked has ended as well.
+            let _ = thread.join();
+        }
+        self.round.waiting_for = 0;
+        unknown.iter().map(|in_flight| self.take_back(in_flight)).sum()
+    }
+
+    fn take_back(&self, in_flight: &InFlight) -> usize {
+        let pages = in_flight.take();
+        for page in &pages {
+            self.shared.known.forget(*page);
+            self.shared.tracker.give_back(*page);
+        }
+        pages.len()
+    }
+
+    /// Whether there are connections.
+    pub(super) fn is_linked(&self) -> bool {
+        !self.workers.is_empty()
     }
 
     /// Lets the workers begin the next round; the first one follows QEMU's first pass.
     pub(super) fn begin_round(&mut self) {
         let number = self.round.number + 1;
-        let round = if number == 1 {
+        // The first one may have been broken off before QEMU was through.
+        let round = if number == 1 || !self.shared.tracker.first_pass_over() {
             Round::First
         } else {
             self.shared.tracker.begin_round();
@@ -404,75 +433,4 @@ pub(super) fn histogram_of(numbers: impl Iterator<Item = usize>) -> Vec<u64> {
         histogram[number] += 1;
     }
     histogram
-}
-
-fn start_worker(
-    number: usize,
-    count: usize,
-    link: DataStream,
-    frames: FrameWriter,
-    shared: &Arc<Shared>,
-    settings: &Settings,
-    reports: &Reports,
-) -> Result<Connected, String> {
-    let config = EncoderConfig {
-        key: PageKey(settings.key),
-        known: Arc::clone(&shared.known),
-        content_cache_bytes: CONTENT_CACHE_BYTES / count,
-        digest_bytes: DIGEST_BYTES / count,
-    };
-    let (orders, inbox) = channel();
-    let in_flight = Arc::new(InFlight::default());
-    let handle = link.handle().map_err(|error| error.to_string())?;
-    let reports = Arc::clone(reports);
-    let worker = Worker {
-        number,
-        shared: Arc::clone(shared),
-        link,
-        frames,
-        encoder: Encoder::new(config).map_err(|error| error.to_string())?,
-        governor: settings.effort.map_or_else(Governor::automatic, Governor::fixed),
-        in_flight: Arc::clone(&in_flight),
-        orders: inbox,
-        reports: Box::new(move |report| reports(number, report)),
-        mode: Mode::default(),
-    };
-    let spawned =
-        thread::Builder::new().name(format!("sterna-send-{number}")).spawn(move || worker.run());
-    spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
-    Ok(Connected { orders, in_flight, handle })
-}
-
-fn start_urgent(
-    number: usize,
-    link: DataStream,
-    frames: FrameWriter,
-    shared: &Arc<Shared>,
-    settings: &Settings,
-    reports: &Reports,
-) -> Result<UrgentLink, String> {
-    let config = EncoderConfig {
-        key: PageKey(settings.key),
-        known: Arc::clone(&shared.known),
-        content_cache_bytes: 0,
-        digest_bytes: 0,
-    };
-    let (requests, inbox) = sync_channel(MAX_REQUESTS);
-    let handle = link.handle().map_err(|error| error.to_string())?;
-    let urgent = Urgent {
-        shared: Arc::clone(shared),
-        link,
-        frames,
-        encoder: Encoder::new(config).map_err(|error| error.to_string())?,
-        effort: settings.effort.unwrap_or(Urgent::EFFORT),
-        requests: inbox,
-    };
-    let reports = Arc::clone(reports);
-    let spawned = thread::Builder::new().name("sterna-urgent".into()).spawn(move || {
-        if let Err(error) = urgent.run() {
-            reports(number, Report::Failed(error.to_string()));
-        }
-    });
-    spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
-    Ok(UrgentLink { requests, handle })
 }

@@ -78,6 +78,8 @@ pub(super) struct Gauge {
     pub switch: Option<(Instant, u64)>,
     /// How long the last message and its answer took.
     pub last_round_trip: Option<Duration>,
+    /// The destination has most of what the first round goes over.
+    pub begins_over_known: bool,
     rounds: Vec<RoundReport>,
     link_rate: Option<Rate>,
     page_cost: Option<ByteCount>,
@@ -110,6 +112,7 @@ impl Gauge {
             follows: false,
             switch: None,
             last_round_trip: None,
+            begins_over_known: false,
             rounds: Vec::new(),
             link_rate: None,
             page_cost: None,
@@ -167,9 +170,18 @@ impl Gauge {
     /// As [`Self::round_ended`], of a round in the background: it was paced, and says nothing of what the link can do.
     pub(super) fn background_round_ended(&mut self, round: &RoundSum, bulk: &Bulk) -> RoundFacts {
         let link_rate = self.link_rate;
-        let facts = self.round_ended(round, bulk);
+        let facts = if std::mem::take(&mut self.begins_over_known) {
+            self.round_over_known(round, bulk)
+        } else {
+            self.round_ended(round, bulk)
+        };
         self.link_rate = link_rate.or(self.link_rate);
         facts
+    }
+
+    /// What the link carries, as far as can be told before anything was sent.
+    pub(super) const fn assume_link_rate(&mut self, rate: Rate) {
+        self.link_rate = Some(rate);
     }
 
     /// As [`Self::round_over_known`], of a round that took as long as it takes to read all memory.

@@ -8,7 +8,9 @@
 mod bulk;
 mod drive;
 mod gauge;
+mod harm;
 mod limiter;
+mod links;
 mod memory;
 mod pacer;
 mod post_copy;
@@ -114,11 +116,43 @@ pub(crate) async fn begin_to_follow(
     begin_as(agent, request, Kind::Follow).await
 }
 
+/// Follows a VM again, after a job that did so has ended otherwise than its user wants.
+///
+/// # Errors
+/// As [`begin`].
+pub(crate) async fn follow_again(
+    agent: &Arc<Agent>,
+    request: &MigrateRequest,
+) -> Result<Arc<Job>, ApiError> {
+    begin_as(agent, request, Kind::FollowAgain).await
+}
+
+/// Whether it is worth trying to follow a VM again: nothing here speaks against it, and its destination can be reached.
+///
+/// # Errors
+/// In words, why not.
+pub(crate) async fn may_follow_again(
+    agent: &Arc<Agent>,
+    request: &MigrateRequest,
+) -> Result<(), String> {
+    let wanted = wanted(agent, &request.name, &request.destination, &request.options);
+    let wanted = wanted.map_err(|error| error.message)?;
+    let examined = preflight::examine(&wanted.vm.record(), wanted.live()?).await;
+    if !examined.refusals.is_empty() {
+        let reasons: Vec<_> = examined.refusals.iter().map(ToString::to_string).collect();
+        return Err(reasons.join("; "));
+    }
+    let (options, role) = (agent.link_options(), sterna_wire::Role::Check);
+    let reached = peer::connect(&agent.identity, &wanted.to, role, options).await;
+    reached.map(drop).map_err(|error| error.to_string())
+}
+
 /// What a job is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Move,
     Follow,
+    FollowAgain,
 }
 
 async fn begin_as(
@@ -133,6 +167,13 @@ async fn begin_as(
     if let Some(other) = wanted.vm.job() {
         return Err(ApiError::refused(vec![busy(&wanted.vm, &other)]));
     }
+    if kind != Kind::FollowAgain && wanted.vm.waiting().is_some() {
+        return Err(ApiError::refused(vec![is_followed(
+            &request.name,
+            "another host",
+            "a new job",
+        )]));
+    }
     if let Some(refusal) = too_many_jobs(agent) {
         let refusals = refusals(agent, &wanted).await;
         return Err(ApiError::refused(std::iter::once(refusal).chain(refusals).collect()));
@@ -144,7 +185,7 @@ async fn begin_as(
         return Err(ApiError::refused(vec![busy(&wanted.vm, &other)]));
     }
     let job = agent.jobs.begin(id, request.name.clone(), wanted.to.name.clone(), Role::Source);
-    if kind == Kind::Follow {
+    if kind != Kind::Move {
         let follow = Following::new(Arc::clone(&job));
         wanted.vm.follow(Arc::clone(&follow));
         wanted.follow = Some(follow);
@@ -166,11 +207,8 @@ pub(crate) fn resume_offered(
     vm: &Arc<Vm>,
 ) {
     let name = story.subject.peer.clone();
-    let to = match &story.peer_address {
-        Some(address) => Destination { name, address: address.clone() },
-        None => peer::configured(agent, &name)
-            .unwrap_or_else(|| Destination { name, address: String::new() }),
-    };
+    let to = destination_of(agent, story)
+        .unwrap_or_else(|| Destination { name, address: String::new() });
     if vm.begin_job(job.id()).is_ok() {
         let (vm, live) = (Arc::clone(vm), vm.live());
         let options = MigrateOptions::default();
@@ -178,6 +216,15 @@ pub(crate) fn resume_offered(
         let span = job.span();
         let driven = drive::resume(Arc::clone(agent), job, wanted, journal, story.clone());
         tokio::spawn(driven.instrument(span));
+    }
+}
+
+/// Where a job's destination was reached, or where it is by now.
+pub(crate) fn destination_of(agent: &Agent, story: &Story) -> Option<Destination> {
+    let name = story.subject.peer.clone();
+    match &story.peer_address {
+        Some(address) => Some(Destination { name, address: address.clone() }),
+        None => peer::configured(agent, &name),
     }
 }
 
@@ -224,14 +271,17 @@ fn too_many_jobs(agent: &Agent) -> Option<Refusal> {
 fn busy(vm: &Vm, job: &JobId) -> Refusal {
     let name = vm.record().name;
     if let Some(follow) = vm.followed() {
-        let to = follow.job().peer();
-        let reason = format!("{name} is followed to {to} by {job}");
-        let remedy =
-            format!("`sterna switch {name}` hands it over, `sterna unfollow {name}` ends that");
-        return Refusal::new("vm-followed", reason, remedy);
+        return is_followed(&name, follow.job().peer().as_str(), job.as_str());
     }
     let reason = format!("{name} is being moved by {job} already");
     Refusal::new("vm-busy", reason, "wait for that job, or cancel it")
+}
+
+fn is_followed(name: &VmName, to: &str, by: &str) -> Refusal {
+    let reason = format!("{name} is followed to {to} by {by}");
+    let remedy =
+        format!("`sterna switch {name}` hands it over, `sterna unfollow {name}` ends that");
+    Refusal::new("vm-followed", reason, remedy)
 }
 
 /// What the destination has against a VM, without anything being begun there.

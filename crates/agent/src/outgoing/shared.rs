@@ -56,7 +56,7 @@ pub(super) struct Shared {
     requested: Requested,
     /// The machine's processors are all taken.
     processors_taken: AtomicBool,
-    /// The job is over: whoever still works for it stops.
+    /// The job is over, or its connections are given up: whoever still works for it stops.
     abandoned: AtomicBool,
     /// The round is to end before its time: what it has not sent stays marked.
     cut_short: AtomicBool,
@@ -106,6 +106,12 @@ impl Shared {
     /// The job is over.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// It goes on, over new connections.
+    pub(super) fn go_on(&self) {
+        self.cut_short(false);
+        self.abandoned.store(false, Ordering::Release);
     }
 
     /// Whether the job is over.
@@ -213,6 +219,11 @@ impl InFlight {
                 known.acknowledge(sent.page, sent.version);
             }
         }
+    }
+
+    /// The pages that were not confirmed, which never will be.
+    pub(super) fn take(&self) -> Vec<PageId> {
+        self.lock().drain(..).flat_map(|(_, sent)| sent).map(|sent| sent.page).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Vec<Sent>)>> {

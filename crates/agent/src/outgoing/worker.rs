@@ -42,8 +42,10 @@ pub(super) enum Order {
 pub(super) enum Report {
     /// It is through with its part of the round.
     RoundDone(RoundDone),
-    /// Its connection or a read failed.
+    /// Its connection failed.
     Failed(String),
+    /// A page could not be read or encoded: over other connections that would be no better.
+    Unusable(String),
 }
 
 /// A worker's part of a round.
@@ -130,6 +132,9 @@ impl Worker {
             let failed = done.is_err();
             (self.reports)(match done {
                 Ok(done) => Report::RoundDone(done),
+                Err(error @ (WorkerError::Memory(_) | WorkerError::Encode(_))) => {
+                    Report::Unusable(error.to_string())
+                }
                 Err(error) => Report::Failed(error.to_string()),
             });
             if failed {
@@ -156,7 +161,7 @@ impl Worker {
             }
             let held_back = self.claim(round, &mut cursor, scratch);
             done.pages += scratch.claims.len() as u64;
-            done.wire_bytes += self.send(scratch)?;
+            done.wire_bytes += self.send(scratch).inspect_err(|_| self.take_back(scratch))?;
             if !following {
                 done.held_back += u64::from(held_back);
             }
@@ -172,6 +177,14 @@ impl Worker {
         }
         done.frames = self.frames.frames() - 1;
         Ok(done)
+    }
+
+    /// Pages that were claimed and not sent are to be sent all the same, whoever does it: their marks are gone.
+    fn take_back(&self, scratch: &Scratch) {
+        for claim in &scratch.claims {
+            self.shared.known.forget(claim.page);
+            self.shared.tracker.give_back(claim.page);
+        }
     }
 
     fn last(&mut self, finish: Finish, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {

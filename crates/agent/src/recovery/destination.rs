@@ -178,6 +178,7 @@ impl Left<'_> {
     /// Kills the job's QEMU, as the registry knows it or only the journal, whether or not its monitor answers.
     async fn kill(&self) -> Result<(), String> {
         let registered = self.vm.as_ref().and_then(|vm| vm.record().process);
+        self.keep_memory(registered.or(self.story.process));
         for process in [registered, self.story.process].into_iter().flatten() {
             kill(process).await?;
         }
@@ -185,6 +186,19 @@ impl Left<'_> {
             self.agent.put_back(vm);
         }
         Ok(())
+    }
+
+    /// What has arrived of a followed guest is kept for the job that follows, while its QEMU still has it.
+    fn keep_memory(&self, process: Option<ProcessId>) {
+        let Some(memory) = &self.story.memory else { return };
+        let Some(keep) = memory.keep_ms.map(Duration::from_millis) else { return };
+        let Some(Ok(Some(process))) = process.map(ProcessId::find) else { return };
+        let keep = keep.min(self.agent.config.limits.keep_copy);
+        let owner = (self.story.subject.peer.clone(), self.story.subject.uuid);
+        match incoming::memory_left(&process, memory) {
+            Ok(blocks) => self.agent.kept.keep(owner, blocks, keep),
+            Err(why) => tracing::info!(%why, "nothing of the followed guest is kept"),
+        }
     }
 
     /// The guest is ours. If its QEMU is there, it runs or is resumed; if not, it may have run.

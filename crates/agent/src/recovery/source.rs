@@ -7,13 +7,23 @@ use sterna_migration::journal::SourceRecord;
 use sterna_migration::outcome::{Outcome, OutcomeName};
 use sterna_migration::source::{Effect, Fact, MayReturn, Source};
 
+use sterna_wire::message::Inquire;
+use sterna_wire::{Message, Role, Sender};
+use tokio::sync::mpsc;
+
 use super::{Settled, append, is_silent};
 use crate::agent::Agent;
 use crate::jobs::Job;
 use crate::journal::{Entry, Journal, Side, Story};
+use crate::link::{Inbound, Link, MAX_UNREAD};
 use crate::outgoing;
+use crate::peer;
 use crate::registry::Owner;
 use crate::vm::Vm;
+
+/// A destination that was told something answers within this.
+const TOLD_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Brings a job to where its journal says that it must go.
 pub(super) async fn settle(
@@ -119,7 +129,7 @@ async fn finish_loss(agent: &Agent, journal: &mut Journal, story: &Story, vm: &V
 
 /// Nothing was offered: the guest is ours, and runs on.
 async fn unoffered(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     job: &Job,
     journal: &mut Journal,
     story: &Story,
@@ -138,7 +148,7 @@ async fn unoffered(
             // It was not offered, so it is ours; and its QEMU is there.
             Effect::End(Outcome::Unknown(why)) => return Settled::NotYet(why),
             Effect::End(outcome) => {
-                ended(agent, job, journal, vm, &outcome);
+                ended(agent, job, journal, story, vm, &outcome);
                 continue;
             }
             // Nobody is connected, and nothing is under way.
@@ -166,7 +176,14 @@ async fn return_guest(vm: &Vm, story: &Story, may_return: &MayReturn) -> Fact {
     }
 }
 
-fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Outcome) {
+fn ended(
+    agent: &Arc<Agent>,
+    job: &Job,
+    journal: &mut Journal,
+    story: &Story,
+    vm: &Vm,
+    outcome: &Outcome,
+) {
     let (state, why) = match outcome {
         Outcome::Failed(why) => ("failed", why.clone()),
         Outcome::Lost(why) => ("lost", why.clone()),
@@ -180,6 +197,10 @@ fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Out
         append(journal, &Entry::Source(SourceRecord::Returned));
     } else {
         append(journal, &Entry::Ended(why.clone()));
+        // The job that follows it from now on takes over what the destination has.
+        if vm.record().follow.is_none() {
+            tokio::spawn(tell_destination(Arc::clone(agent), story.clone()));
+        }
     }
     agent.change(vm, |record| {
         record.leaving = None;
@@ -188,6 +209,31 @@ fn ended(agent: &Agent, job: &Job, journal: &mut Journal, vm: &Vm, outcome: &Out
         }
     });
     job.end(state, Some(why), None);
+}
+
+/// A destination keeps what it has for a source that comes back. This one does not: asked before anything was offered, the
+/// destination discards it at once, and not only when it has waited long enough.
+async fn tell_destination(agent: Arc<Agent>, story: Story) {
+    let Some(to) = outgoing::destination_of(&agent, &story) else { return };
+    let subject = &story.subject;
+    let (job, uuid, epoch) = (subject.job.clone(), subject.uuid, subject.epoch);
+    let until = tokio::time::Instant::now() + agent.config.limits.link_timeout;
+    while tokio::time::Instant::now() < until {
+        let (sender, mut answers) = mpsc::channel(MAX_UNREAD);
+        let connected =
+            peer::connect(&agent.identity, &to, Role::Control, agent.link_options()).await;
+        if let Ok((greeted, _)) = connected {
+            let link = Link::start(greeted, Sender::Destination, sender);
+            let inquire = Inquire { job: job.clone(), uuid, epoch };
+            if link.send(&Message::Inquire(inquire)).await.is_ok() {
+                let answered = tokio::time::timeout(TOLD_WITHIN, answers.recv()).await;
+                if matches!(answered, Ok(Some(Inbound::Message(_)))) {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(TELL_EVERY).await;
+    }
 }
 
 /// The commit may have been sent: only the destination knows. It is asked, also when our QEMU is gone: then it is either

@@ -8,7 +8,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use record::{Owner, ProcessId, Record};
+pub(crate) use record::{FollowOrder, Owner, ProcessId, Record};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

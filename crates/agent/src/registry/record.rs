@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sterna_api::MigrateOptions;
 use sterna_host::process::{Process, ProcessError, boot_id};
 use sterna_model::{Epoch, HostName, JobId, Uuid, VmName};
 
@@ -37,9 +38,22 @@ pub(crate) struct Record {
     /// The job that moves it away, while one does: without that job's journal nobody knows whose it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving: Option<JobId>,
+    /// Its user wants it followed: until that is taken back, or it is handed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<FollowOrder>,
     /// What was known by this name before the VM began to arrive: known again if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Box<Self>>,
+}
+
+/// A wish to have a VM followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FollowOrder {
+    /// Where to: a peer's name, or `name=host:port`.
+    pub destination: String,
+    /// How.
+    pub options: MigrateOptions,
 }
 
 /// A process that is found again after a restart.

@@ -326,6 +326,7 @@ async fn a_source_whose_job_is_over_serves_again_by_decision() {
         shared_blocks: vec![ram],
         ram_section: None,
         stream_inode: None,
+        keep_ms: None,
     };
     let (alpha, agent, monitor) = bereft_of_its_source(&hosts, &qemu, Some(memory)).await;
     let shown = resolve(&agent, &job_1(), None).await.unwrap();

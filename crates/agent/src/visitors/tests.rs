@@ -23,6 +23,8 @@ fn prepare(job: &str) -> Prepare {
         connections: 1,
         verify: Verify::Roots,
         link_timeout_ms: 20_000,
+        keep_ms: None,
+        reuse: false,
         evidence: None,
         post_copy: false,
     }

@@ -138,10 +138,12 @@ pub(super) const FOLLOW: &str = "\
 Returns when the destination is prepared and copying has begun. From then on pages
 that change are sent in the background, few of them and those first that are likely
 to stay as they are; `sterna switch` hands the VM over within about a second. A VM
-that is followed is not migrated, and QEMU refuses to plug devices meanwhile.
+that is followed is not migrated, and QEMU refuses to plug devices meanwhile: add the
+backend first (netdev_add, blockdev-add, object-add), which pauses following, or use
+`sterna unfollow --keep`.
 
-Following ends with `sterna unfollow`, and when the link or either agent ends: the
-guest runs on here, `sterna jobs` says why, and `sterna follow` begins anew.
+Following ends with `sterna unfollow`. Broken links and restarted agents do not end it:
+it goes on by itself with what the destination has, and `sterna status` says so.
 
 EXIT CODES:
   0  it is followed

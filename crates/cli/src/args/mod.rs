@@ -114,6 +114,9 @@ pub(crate) enum Word {
     Unfollow {
         /// The VM's name on this host
         name: VmName,
+        /// The destination keeps its copy for a while: following it again sends what differs only
+        #[arg(long)]
+        keep: bool,
     },
     /// List the jobs that this host's agent remembers, oldest first
     Jobs,

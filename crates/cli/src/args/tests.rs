@@ -241,6 +241,14 @@ fn following_passes_its_options_on() {
 }
 
 #[test]
+fn a_copy_is_kept_where_that_is_asked_for() {
+    for (line, expected) in [("sterna unfollow web", false), ("sterna unfollow web --keep", true)] {
+        let Request::Unfollow { name, keep } = request(line) else { panic!("{line} ends nothing") };
+        assert_eq!((name.as_str(), keep), ("web", expected));
+    }
+}
+
+#[test]
 fn a_switch_may_name_its_destination() {
     for (line, expected) in [("sterna switch web", None), ("sterna switch web beta", Some("beta"))]
     {

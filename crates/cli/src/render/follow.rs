@@ -12,6 +12,9 @@ pub(crate) fn follow(view: &FollowView) -> String {
     let mut table = Table::new([Align::Left, Align::Left]);
     table.row(["job", &format!("{}, since {}", view.job, view.since)]);
     table.row(["state", state(view.state)]);
+    if let Some(hindrance) = &view.hindrance {
+        table.row(["because", &format!("{}, {} ago", hindrance.why, time(as_f64(hindrance.ms)))]);
+    }
     if let Some(copy) = &view.copy {
         figures(copy, &mut table);
     }
@@ -25,6 +28,9 @@ const fn state(state: FollowState) -> &'static str {
         FollowState::Preparing => "the destination gets ready",
         FollowState::Copying => "all memory is copied for the first time",
         FollowState::Following => "the copy is kept nearly current",
+        FollowState::Reconnecting => "the destination is tried to be reached again",
+        FollowState::Waiting => "it is begun anew",
+        FollowState::Paused => "it is paused while devices are changed",
         FollowState::Switching => "the guest is being handed over",
     }
 }
@@ -73,7 +79,7 @@ fn as_f64(ms: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sterna_api::EpochView;
+    use sterna_api::{EpochView, HindranceView};
 
     #[test]
     fn a_followed_vm_is_described() {
@@ -83,12 +89,19 @@ mod tests {
             destination: "beta".to_owned(),
             state: FollowState::Preparing,
             since: "2026-01-04T00:34:30Z".to_owned(),
+            hindrance: None,
             copy: None,
         };
         assert_eq!(
             follow(&view),
             "web is followed to beta\n  job    j1, since 2026-01-04T00:34:30Z\n  state  the destination gets ready"
         );
+        view.state = FollowState::Reconnecting;
+        view.hindrance = Some(HindranceView { ms: 12_000, why: "the link broke".to_owned() });
+        let text = follow(&view);
+        for part in ["is tried to be reached again", "because  the link broke, 12.0 s ago"] {
+            assert!(text.contains(part), "{text}");
+        }
         view.state = FollowState::Following;
         view.copy = Some(CopyView {
             memory_bytes: 256 << 20,

@@ -198,6 +198,37 @@ impl BlockMemory {
         }
     }
 
+    /// The same memory once more: it outlives whoever made it for as long as one of them is there.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotFound`] when there are no more descriptors to be had.
+    pub fn try_clone(&self) -> Result<Self, MemoryError> {
+        let cloned = match self {
+            Self::Process { block, length_bytes, memory, base } => {
+                memory.try_clone().map(|memory| Self::Process {
+                    block: block.clone(),
+                    length_bytes: *length_bytes,
+                    memory,
+                    base: *base,
+                })
+            }
+            Self::File { block, length_bytes, file, start } => {
+                file.try_clone().map(|file| Self::File {
+                    block: block.clone(),
+                    length_bytes: *length_bytes,
+                    file,
+                    start: *start,
+                })
+            }
+        };
+        cloned.map_err(|error| MemoryError::NotFound {
+            block: self.block().clone(),
+            pid: 0,
+            expected: "another descriptor of its memory".into(),
+            found: error.to_string(),
+        })
+    }
+
     /// The block that this is.
     #[must_use]
     pub fn block(&self) -> &BlockName {

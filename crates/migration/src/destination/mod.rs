@@ -45,6 +45,8 @@ pub enum Fact {
     Abort(String),
     /// The connection to the source is gone.
     PeerLost(String),
+    /// The same, of a source that may come back within this time.
+    PeerAway(String, Duration),
     /// The source asks who owns the guest.
     Asked,
     /// The guest runs here.

@@ -91,7 +91,7 @@ pub(super) fn ended(end: End, fact: &Fact, effects: &mut Effects) -> Destination
 fn otherwise(state: Destination, fact: Fact, effects: &mut Effects) -> Destination {
     let why = match fact {
         Fact::Abort(why) => format!("the source gave up: {why}"),
-        Fact::PeerLost(why) => format!("the source was lost: {why}"),
+        Fact::PeerLost(why) | Fact::PeerAway(why, _) => format!("the source was lost: {why}"),
         Fact::Asked => String::from("the source asked before the commit"),
         Fact::Commit => {
             let why = format!("the source committed out of turn while {}", state.phase());
@@ -159,6 +159,11 @@ impl Receiving {
     pub(super) fn handle(self, fact: Fact, effects: &mut Effects) -> Destination {
         match fact {
             Fact::FinalReceived(theirs) => Destination::Loading(Loading { theirs }),
+            // What is here is kept for a source that comes back; whoever drives the machine stops to watch for it then.
+            Fact::PeerAway(_, keep) => {
+                effects.push(Effect::WatchSource(keep));
+                Destination::Receiving(self)
+            }
             other => otherwise(Destination::Receiving(self), other, effects),
         }
     }

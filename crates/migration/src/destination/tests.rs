@@ -5,6 +5,7 @@ extern crate std;
 mod post_copy;
 
 use std::string::ToString;
+use std::time::Duration;
 use std::vec::Vec;
 
 use sterna_model::{PageHash, PageId, Root};
@@ -91,6 +92,24 @@ fn everything_before_the_commit_discards() {
             let late = story.then(Fact::Commit).then(Fact::Journaled(Entitled));
             assert!(!late.resumed(), "a late commit is refused");
         }
+    }
+}
+
+#[test]
+fn what_has_arrived_is_kept_for_a_source_that_comes_back() {
+    let keep = Duration::from_secs(90);
+    let away = || Fact::PeerAway("reset".to_string(), keep);
+    let story = Story::receiving().then(away());
+    assert!(matches!(story.machine, Destination::Receiving(_)));
+    let watched = |effect: &Effect| matches!(effect, Effect::WatchSource(limit) if *limit == keep);
+    assert_eq!(story.effects.iter().filter(|effect| watched(effect)).count(), 1);
+    let gone = Story::receiving().then(away()).then(Fact::PeerLost("for too long".to_string()));
+    assert!(matches!(gone.machine, Destination::Discarding(_)));
+    let story = story.then(Fact::FinalReceived(root(1))).then(Fact::MemoryLoaded(root(1)));
+    assert!(story.answered(&Answer::Loaded(root(1))), "it came back");
+    // With nothing more to come, the source waits with its guest stopped: there is no time for it.
+    for begin in [Story::begin, Story::loaded] {
+        assert!(matches!(begin().then(away()).machine, Destination::Discarding(_)));
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! So there is one limit on the hazard. Nobody knows `mu`; what is known is how much may be stale for the hand-over to be
 //! in time, and the limit is steered by that. The window is TCP's: it doubles, then grows, and is halved when pages come
-//! back dirty or when messages queue up behind it. A reconstruction; see `docs/model.md`.
+//! back dirty, when messages queue up behind it, or when the guest has to wait for processors meanwhile. A reconstruction; see `docs/model.md`.
 
 use core::time::Duration;
 
@@ -36,6 +36,8 @@ const LOWER_BY: f64 = 0.9;
 const WASTE_ONE_IN: u64 = 4;
 /// Fewer pages tell nothing of that.
 const MIN_WASTE_SAMPLE_PAGES: u64 = 16;
+/// The guest's processors may wait for the host's while we send for so much more of their time than else.
+const MOST_HARM_PERCENT: u32 = 5;
 /// Messages that wait longer queue up behind us.
 const QUEUEING_LIMIT: Duration = Duration::from_millis(25);
 
@@ -54,6 +56,9 @@ pub struct EpochFacts {
     pub dirtied_again: u64,
     /// How much longer a message took than the fastest did.
     pub queueing: Duration,
+    /// How much more of their time the guest's processors waited for one of the host's while pages were sent than while none
+    /// were, in percent.
+    pub harm_percent: u32,
 }
 
 /// What is left out of following, so that a measurement shows what it is good for. Nobody else wants that.
@@ -132,7 +137,8 @@ impl Epochs {
     fn resize(&mut self, facts: &EpochFacts) {
         let wasted = facts.sent_pages >= MIN_WASTE_SAMPLE_PAGES
             && facts.dirtied_again.saturating_mul(WASTE_ONE_IN) > facts.sent_pages;
-        if wasted || facts.queueing > QUEUEING_LIMIT {
+        let harms = facts.harm_percent > MOST_HARM_PERCENT;
+        if wasted || harms || facts.queueing > QUEUEING_LIMIT {
             self.window_pages = (self.window_pages / 2).max(FIRST_WINDOW_PAGES);
             self.slow_from = Some(self.window_pages);
             self.length = (self.length * 2).min(LONGEST);
@@ -204,6 +210,21 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_is_held_up_is_sent_less_of() {
+        let mut epochs = Epochs::default();
+        for _ in 0..4 {
+            epochs.ended(&EpochFacts { harm_percent: MOST_HARM_PERCENT, ..backlog() });
+        }
+        assert_eq!(
+            (epochs.window_pages(), epochs.length()),
+            (1024, SHORTEST),
+            "that much is noise"
+        );
+        epochs.ended(&EpochFacts { harm_percent: MOST_HARM_PERCENT + 1, ..backlog() });
+        assert_eq!((epochs.window_pages(), epochs.length()), (512, SHORTEST * 2));
+    }
+
+    #[test]
     fn with_nothing_to_send_epochs_grow_long() {
         let mut epochs = Epochs::default();
         for _ in 0..6 {
@@ -241,10 +262,10 @@ mod tests {
     proptest! {
         #[test]
         fn everything_stays_within_its_bounds(
-            facts in prop::collection::vec(any::<(u64, u64, u64, u64, u64, u32)>(), 0..200),
+            facts in prop::collection::vec(any::<(u64, u64, u64, u64, u64, (u32, u32))>(), 0..200),
         ) {
             let mut epochs = Epochs::default();
-            for (stale, allowed, eligible, sent, again, queueing) in facts {
+            for (stale, allowed, eligible, sent, again, (queueing, harm_percent)) in facts {
                 epochs.ended(&EpochFacts {
                     stale_bytes: ByteCount(stale),
                     allowed_bytes: ByteCount(allowed),
@@ -252,6 +273,7 @@ mod tests {
                     sent_pages: sent,
                     dirtied_again: again,
                     queueing: Duration::from_nanos(u64::from(queueing)),
+                    harm_percent,
                 });
                 prop_assert!((FIRST_WINDOW_PAGES..=MAX_WINDOW_PAGES).contains(&epochs.window_pages()));
                 prop_assert!((SHORTEST..=LONGEST).contains(&epochs.length()));

@@ -21,6 +21,8 @@ pub enum Fact {
     PeerFailed(String),
     /// The connection to the destination is gone, or one of those for pages.
     PeerLost(String),
+    /// The same, of a destination that keeps what it has for a while: new connections are worth trying.
+    PeerAway(String),
     /// All workers are through with the round.
     RoundEnded(RoundFacts),
     /// The record is durable.
@@ -48,7 +50,7 @@ pub enum Fact {
     PeerComplete,
     /// The destination's QEMU died while the guest ran there and lacked pages; why.
     PeerVanished(String),
-    /// Connections to the destination were made anew, and it has told which pages it lacks.
+    /// Connections to the destination were made anew, and which pages it lacks is known.
     Rejoined,
     /// The destination's QEMU is dead, and it will accept no commit.
     PeerDiscarded,
@@ -75,6 +77,8 @@ pub enum Timer {
     Silence,
     /// Time to ask the peer again, or to rejoin it.
     Inquiry,
+    /// While the guest runs here, the destination was not reached again for too long.
+    Away,
 }
 
 /// How what is left goes over once the guest is stopped.
@@ -115,7 +119,8 @@ pub enum Effect {
     /// Send the pages that the destination lacks, by push, and those that it asks for first. Performed again after
     /// [`Fact::Rejoined`], over the new connections.
     Serve,
-    /// Try once to make new connections to the destination, and learn which pages it lacks; report [`Fact::Rejoined`], or
+    /// Try once to make new connections to the destination, and learn which pages it lacks: in post-copy it tells, before
+    /// that they are those that it has not acknowledged. Report [`Fact::Rejoined`], or
     /// what it answers instead.
     Rejoin,
     /// Resume the guest here as it was before the job, end QEMU's migration, announce the guest; report

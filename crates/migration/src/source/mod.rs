@@ -34,6 +34,8 @@ pub struct Limits {
     pub stop: Duration,
     /// How long to wait before asking the peer again who owns the guest, or before rejoining it.
     pub inquiry_interval: Duration,
+    /// A destination that keeps what it has is tried to be reached again for so long while the guest runs here.
+    pub away: Duration,
 }
 
 impl Default for Limits {
@@ -43,6 +45,7 @@ impl Default for Limits {
             stopped_silence: Duration::from_secs(1),
             stop: Duration::from_secs(30),
             inquiry_interval: Duration::from_secs(1),
+            away: Duration::from_secs(90),
         }
     }
 }

@@ -46,7 +46,7 @@ impl Offering {
                 None => give_back(Outcome::Failed(why), effects),
             },
             // A cancel is refused from here on; whatever else happens is for the next state to hear of.
-            Fact::PeerLost(_) | Fact::PeerFailed(_) | Fact::PeerDiscarded => {
+            Fact::PeerLost(_) | Fact::PeerAway(_) | Fact::PeerFailed(_) | Fact::PeerDiscarded => {
                 Offered::asking(self.limits, self.bereft, effects)
             }
             Fact::QemuDied(why) => {
@@ -102,7 +102,7 @@ impl Offered {
                 effects.push(Effect::ClearTimer(Timer::Inquiry));
                 end(Outcome::Unknown(why), effects)
             }
-            Fact::PeerLost(_) | Fact::PeerFailed(_) => {
+            Fact::PeerLost(_) | Fact::PeerAway(_) | Fact::PeerFailed(_) => {
                 self.unlinked = true;
                 self.inquire(effects);
                 Source::Offered(self)

@@ -72,7 +72,7 @@ impl Serving {
             Fact::Journaled(SourceRecord::Serving) | Fact::JournalFailed(_) => {
                 self.journaled(effects);
             }
-            Fact::PeerLost(_) | Fact::PeerFailed(_) => self.unlink(effects),
+            Fact::PeerLost(_) | Fact::PeerAway(_) | Fact::PeerFailed(_) => self.unlink(effects),
             Fact::TimerFired(Timer::Inquiry) if self.progress == Progress::Unlinked => {
                 self.rejoin(effects);
             }

@@ -18,6 +18,11 @@ use crate::policy::{Decision, Policy};
 
 pub(super) type Effects = Vec<Effect>;
 
+/// Attempts to reach a destination again before the time between two of them is doubled.
+const ATTEMPTS_AT_EACH_PACE: u32 = 10;
+/// So often it is doubled: to half a minute, where it is a second at first.
+const MOST_DOUBLINGS: u32 = 5;
+
 /// The destination gets ready; the guest is untouched.
 pub struct Preparing {
     policy: Box<dyn Policy>,
@@ -30,6 +35,14 @@ pub struct Preparing {
 pub struct Copying {
     policy: Box<dyn Policy>,
     limits: Limits,
+    away: Option<Away>,
+}
+
+/// The connections broke: QEMU goes on telling what the guest dirties, and nothing is sent.
+#[derive(Debug)]
+struct Away {
+    why: String,
+    attempts: u32,
 }
 
 /// The guest is being stopped, and QEMU makes its last pass.
@@ -86,7 +99,7 @@ pub(super) fn give_back(outcome: Outcome, effects: &mut Effects) -> Source {
         Outcome::Failed(why) => why.clone(),
         _ => String::from("cancelled by the user"),
     };
-    for timer in [Timer::Job, Timer::Stop, Timer::Silence] {
+    for timer in [Timer::Job, Timer::Stop, Timer::Silence, Timer::Away, Timer::Inquiry] {
         effects.push(Effect::ClearTimer(timer));
     }
     // The reason first: the destination would otherwise only see its connections cut.
@@ -121,7 +134,7 @@ fn otherwise(state: Source, fact: Fact, effects: &mut Effects) -> Source {
             String::from("the destination fell silent while the guest was stopped")
         }
         Fact::PeerFailed(why) | Fact::QemuFailed(why) | Fact::JournalFailed(why) => why,
-        Fact::PeerLost(why) => format!("the destination was lost: {why}"),
+        Fact::PeerLost(why) | Fact::PeerAway(why) => format!("the destination was lost: {why}"),
         Fact::PeerDiscarded => String::from("the destination discarded the guest"),
         Fact::PeerRefused(_)
         | Fact::PeerPrepared
@@ -141,7 +154,7 @@ fn otherwise(state: Source, fact: Fact, effects: &mut Effects) -> Source {
         | Fact::GuestReturned
         | Fact::ReturnFailed(_)
         | Fact::Rejoined
-        | Fact::TimerFired(Timer::Inquiry) => return state,
+        | Fact::TimerFired(Timer::Inquiry | Timer::Away) => return state,
     };
     give_back(Outcome::Failed(failed), effects)
 }
@@ -169,15 +182,28 @@ impl Preparing {
         }
         if self.peer_prepared && self.journaled {
             effects.push(Effect::BeginCopy);
-            return Source::Copying(Copying { policy: self.policy, limits: self.limits });
+            return Source::Copying(Copying::linked(self.policy, self.limits));
         }
         Source::Preparing(self)
     }
 }
 
 impl Copying {
+    const fn linked(policy: Box<dyn Policy>, limits: Limits) -> Self {
+        Self { policy, limits, away: None }
+    }
+
     pub(super) fn handle(mut self, fact: Fact, effects: &mut Effects) -> Source {
+        if let Some(away) = self.away.take() {
+            return self.handle_away(away, fact, effects);
+        }
         match fact {
+            Fact::PeerAway(why) => {
+                effects.push(Effect::SetTimer(Timer::Away, self.limits.away));
+                let mut away = Away { why, attempts: 0 };
+                away.attempt(self.limits, effects);
+                Source::Copying(Self { away: Some(away), ..self })
+            }
             Fact::RoundEnded(facts) => match self.policy.round_ended(&facts) {
                 Decision::NextRound => {
                     effects.push(Effect::BeginRound);
@@ -198,6 +224,46 @@ impl Copying {
         }
     }
 
+    /// Without connections nothing is decided: it is waited for them, or given up.
+    fn handle_away(self, mut away: Away, fact: Fact, effects: &mut Effects) -> Source {
+        match fact {
+            Fact::Rejoined => {
+                effects.push(Effect::ClearTimer(Timer::Inquiry));
+                effects.push(Effect::ClearTimer(Timer::Away));
+                // The one that was broken off.
+                effects.push(Effect::BeginRound);
+                return Source::Copying(self);
+            }
+            Fact::TimerFired(Timer::Inquiry) => away.attempt(self.limits, effects),
+            Fact::TimerFired(Timer::Away) => {
+                let (why, seconds) = (away.why, self.limits.away.as_secs());
+                let why = format!(
+                    "the destination was lost: {why}; expected to reach it again within {seconds} s, found nobody"
+                );
+                return give_back(Outcome::Failed(why), effects);
+            }
+            // The time is over whatever the policy would make of it: nothing can be handed over.
+            Fact::TimerFired(Timer::Job) => {
+                let why = format!(
+                    "the time-out passed while the destination could not be reached: {}",
+                    away.why
+                );
+                return give_back(Outcome::Failed(why), effects);
+            }
+            Fact::StreamCompleted => effects.push(Effect::RestartStream),
+            // More of the same, and what was under way before.
+            Fact::PeerAway(_) | Fact::RoundEnded(_) => {}
+            other => {
+                return otherwise(
+                    Source::Copying(Self { away: Some(away), ..self }),
+                    other,
+                    effects,
+                );
+            }
+        }
+        Source::Copying(Self { away: Some(away), ..self })
+    }
+
     fn rounds_are_over(self, decision: Decision, effects: &mut Effects) -> Source {
         let finish = match decision {
             Decision::NextRound => return Source::Copying(self),
@@ -206,8 +272,18 @@ impl Copying {
             Decision::GiveUp(why) => return give_back(Outcome::Failed(why), effects),
         };
         effects.push(Effect::Journal(SourceRecord::Stopping));
-        let Self { policy, limits } = self;
+        let Self { policy, limits, .. } = self;
         Source::Stopping(Stopping { policy, limits, finish, progress: StopProgress::Journaling })
+    }
+}
+
+impl Away {
+    /// Tries to make new connections, and sets when it is tried again: ever more seldom.
+    fn attempt(&mut self, limits: Limits, effects: &mut Effects) {
+        let doublings = (self.attempts / ATTEMPTS_AT_EACH_PACE).min(MOST_DOUBLINGS);
+        self.attempts = self.attempts.saturating_add(1);
+        effects.push(Effect::Rejoin);
+        effects.push(Effect::SetTimer(Timer::Inquiry, limits.inquiry_interval * (1 << doublings)));
     }
 }
 
@@ -237,7 +313,7 @@ impl Stopping {
             (_, Fact::StreamCompleted) => {
                 effects.push(Effect::ClearTimer(Timer::Stop));
                 effects.push(Effect::RestartStream);
-                Source::Copying(Copying { policy: self.policy, limits: self.limits })
+                Source::Copying(Copying::linked(self.policy, self.limits))
             }
             // The rounds are over already; if they can end in post-copy, the time-out only hurries them.
             (_, Fact::TimerFired(Timer::Job)) => match self.policy.timed_out() {
@@ -299,7 +375,7 @@ impl Flushing {
             return otherwise(Source::Flushing(self), fact, effects);
         };
         let why = match fact {
-            Fact::PeerFailed(why) | Fact::PeerLost(why) => why,
+            Fact::PeerFailed(why) | Fact::PeerLost(why) | Fact::PeerAway(why) => why,
             Fact::PeerDiscarded => String::from("the destination discarded the guest"),
             Fact::PeerRefused(_)
             | Fact::PeerPrepared

@@ -2,6 +2,7 @@
 
 extern crate std;
 
+mod away;
 mod post_copy;
 
 use std::boxed::Box;

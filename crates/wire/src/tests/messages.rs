@@ -67,7 +67,7 @@ fn any_message() -> impl Strategy<Value = (Sender, Message)> {
                     })
                 }
             ),
-        text().prop_map(|reason| Message::Abort(Abort { reason })),
+        (text(), any::<bool>()).prop_map(|(reason, keep)| Message::Abort(Abort { reason, keep })),
         any::<[u64; 2]>().prop_map(|[nonce, sent_ns]| Message::Ping(Echo { nonce, sent_ns })),
     ];
     let destination = prop_oneof![
@@ -78,6 +78,7 @@ fn any_message() -> impl Strategy<Value = (Sender, Message)> {
                 qemu_version: version,
                 start_ms,
                 post_copy: false,
+                kept: false,
             })
         }),
         proptest::collection::vec((".{0,70}", ".{0,400}", ".{0,400}"), 0..40).prop_map(|all| {
@@ -205,8 +206,8 @@ fn a_message_at_all_its_limits_fits_in_a_frame() {
     let shared_blocks = (0..sterna_model::MAX_BLOCKS).map(name).collect();
     let qemu_version = "x".repeat(MAX_VERSION_BYTES);
     let token = Token([0; 32]);
-    let prepared =
-        Prepared { token, shared_blocks, qemu_version, start_ms: u64::MAX, post_copy: true };
+    let (start_ms, post_copy, kept) = (u64::MAX, true, true);
+    let prepared = Prepared { token, shared_blocks, qemu_version, start_ms, post_copy, kept };
     survives(Sender::Destination, &Message::Prepared(prepared));
 }
 
@@ -317,6 +318,7 @@ fn one_above_a_limit_is_refused_from_the_destination_too() {
             qemu_version: version,
             start_ms: 0,
             post_copy: true,
+            kept: false,
         })
     };
     range(prepared(1025, String::new()), "shared_blocks");

@@ -4,6 +4,7 @@ mod frames;
 mod golden;
 mod hello;
 mod hostile;
+mod keep;
 mod messages;
 mod post_copy;
 mod samples;

@@ -10,8 +10,8 @@ use crate::evidence::{Accelerator, PostCopy};
 use crate::hello::{Capabilities, Offer, Role, Welcome};
 use crate::message::*;
 use crate::{
-    AnswerState, Blob, Complete, CpuEvidence, DiskEvidence, Evidence, GuestState, Hello, Lacking,
-    PageKey, Rejoin, Rejoined, Reply, Sender, Text, Token, Vanished, Verify, Wanted,
+    AnswerState, Blob, Complete, CpuEvidence, DiskEvidence, Evidence, GuestState, Hashes, Hello,
+    Lacking, PageKey, Rejoin, Rejoined, Reply, Sender, Text, Token, Vanished, Verify, Wanted,
 };
 
 pub(super) fn offer(protocol_min: u16, protocol_max: u16, software: &str) -> Offer {
@@ -58,6 +58,8 @@ pub(super) fn prepare() -> Prepare {
         link_timeout_ms: 90_000,
         evidence: None,
         post_copy: false,
+        keep_ms: None,
+        reuse: false,
     }
 }
 
@@ -89,6 +91,7 @@ pub(super) fn prepared() -> Prepared {
         qemu_version: "7.2.0".into(),
         start_ms: 80,
         post_copy: false,
+        kept: false,
     }
 }
 
@@ -128,7 +131,7 @@ fn from_source() -> Vec<Message> {
         Message::Final(sent.clone()),
         Message::Final(Final { tail_bytes: 5678, state_bytes: 345_678, ..sent }),
         Message::Commit(Commit { epoch: Epoch(5) }),
-        Message::Abort(Abort { reason: Text::new("the user cancelled") }),
+        Message::Abort(Abort { reason: Text::new("the user cancelled"), keep: false }),
         Message::Inquire(Inquire { job: job.clone(), uuid, epoch: Epoch(5) }),
         Message::Ping(Echo { nonce: 1, sent_ns: 2 }),
         Message::Answer(Answer { job: prepare().job, state: AnswerState::Offered }),
@@ -141,6 +144,8 @@ fn from_source() -> Vec<Message> {
             connections: 4,
         }),
         Message::Answer(Answer { job, state: AnswerState::Serving }),
+        Message::Prepare(Prepare { keep_ms: Some(3_600_000), reuse: true, ..prepare() }),
+        Message::Abort(Abort { reason: Text::new("a device is plugged in"), keep: true }),
     ]
 }
 
@@ -172,6 +177,12 @@ fn from_destination() -> Vec<Message> {
         Message::Vanished(Vanished { reason: Text::new("QEMU exited with status 1") }),
         Message::Answer(Answer { job: job.clone(), state: AnswerState::Faulting }),
         Message::Answer(Answer { job, state: AnswerState::Lost }),
+        Message::Prepared(Prepared { kept: true, ..prepared() }),
+        Message::Hashes(Hashes {
+            first: PageId(512),
+            hashes: Blob::new((0..32).collect()).unwrap(),
+            last: true,
+        }),
     ]
 }
 

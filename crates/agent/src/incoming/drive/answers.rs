@@ -68,6 +68,7 @@ impl Drive {
             qemu_version: waiting.map(|waiting| waiting.version.clone()).unwrap_or_default(),
             start_ms: u64::try_from(start_time.as_millis()).unwrap_or(u64::MAX),
             post_copy: waiting.is_some_and(|waiting| waiting.post_copy),
+            kept: self.streams.has_kept(),
         })
     }
 

@@ -25,6 +25,9 @@ impl Drive {
     /// The source makes its connections anew: it is told what is lacking, and what the guest waits for.
     pub(super) async fn rejoin(&mut self, rejoin: &post_copy::Rejoin, link: Link) {
         let of_this_job = (rejoin.uuid, rejoin.epoch) == (self.prepare.uuid, self.prepare.epoch);
+        if of_this_job && self.may_be_rejoined(rejoin) {
+            return self.rejoin_rounds(rejoin, link).await;
+        }
         if !of_this_job || !self.runs_here() {
             return self.asked(link);
         }

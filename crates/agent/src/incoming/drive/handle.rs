@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_host::process::Process;
-use sterna_model::{HostName, Refusal};
+use sterna_model::{HostName, Refusal, Uuid};
 use sterna_wire::message::Prepare;
 use sterna_wire::post_copy::Rejoin;
 use sterna_wire::{PageKey, Token, Verify};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::Instrument as _;
 
 use super::{Drive, Inbox};
@@ -30,19 +30,27 @@ pub(crate) struct Handle {
     pub token: Token,
     /// After so much silence its connections count as gone.
     pub silence_limit: Duration,
+    /// The VM.
+    pub uuid: Uuid,
+    /// What has arrived is worth keeping for another job.
+    pub keeps: bool,
     queue: mpsc::Sender<FromPeer>,
+    /// Counts control connections: only the last one is heard.
+    control: Arc<watch::Sender<u64>>,
 }
 
 /// What a peer's connection brings.
 pub(super) enum FromPeer {
-    /// On the job's control connection.
-    Inbound(Inbound),
+    /// On the job's control connection of this number.
+    Inbound(u64, Inbound),
     /// A data connection.
     Data(Box<DataConnection>),
     /// Who owns the guest? The answer goes there.
     Asked(Link),
-    /// The source makes its connections anew; what it is told goes there.
-    Rejoin(Box<Rejoin>, Link),
+    /// The source makes its connections anew; what it is told goes there. It is the control connection of this number.
+    Rejoin(Box<Rejoin>, Link, u64),
+    /// The source has begun another job of this VM.
+    Superseded,
     /// This agent is being ended.
     AgentEnds,
 }
@@ -58,9 +66,27 @@ impl Handle {
         let _ = self.queue.send(FromPeer::Asked(link)).await;
     }
 
-    /// The source makes its connections anew.
-    pub(crate) async fn rejoin(&self, rejoin: Rejoin, link: Link) {
-        let _ = self.queue.send(FromPeer::Rejoin(Box::new(rejoin), link)).await;
+    /// The source makes its connections anew. Gives the number of the new control connection; the one before is heard no
+    /// more.
+    pub(crate) async fn rejoin(&self, rejoin: Rejoin, link: Link) -> u64 {
+        let mut number = 0;
+        self.control.send_modify(|control| {
+            *control += 1;
+            number = *control;
+        });
+        let _ = self.queue.send(FromPeer::Rejoin(Box::new(rejoin), link, number)).await;
+        number
+    }
+
+    /// Waits until a control connection is heard no more.
+    pub(crate) async fn replaced(&self, number: u64) {
+        // The sender lives as long as this.
+        let _ = self.control.subscribe().wait_for(|control| *control != number).await;
+    }
+
+    /// The source has begun another job of this VM: what was not committed is discarded.
+    pub(crate) async fn supersede(&self) {
+        let _ = self.queue.send(FromPeer::Superseded).await;
     }
 
     /// This agent is being ended: what is not committed is discarded.
@@ -69,8 +95,8 @@ impl Handle {
     }
 
     /// Something came on the job's control connection. `false` when the job hears nothing any more.
-    pub(crate) async fn inbound(&self, inbound: Inbound) -> bool {
-        self.queue.send(FromPeer::Inbound(inbound)).await.is_ok()
+    pub(crate) async fn inbound(&self, number: u64, inbound: Inbound) -> bool {
+        self.queue.send(FromPeer::Inbound(number, inbound)).await.is_ok()
     }
 }
 
@@ -106,7 +132,10 @@ pub(crate) fn resume(agent: &Arc<Agent>, left: Left) -> Result<(), String> {
         peer: left.story.subject.peer.clone(),
         token: Token(token),
         silence_limit: agent.silence_limit(prepare.link_timeout_ms),
+        uuid: prepare.uuid,
+        keeps: false,
         queue,
+        control: Arc::default(),
     };
     let (id, span) = (prepare.job.clone(), left.job.span());
     let drive = Drive::again(Arc::clone(agent), left, (prepare, memory), handle.token, to_events);
@@ -131,6 +160,8 @@ fn prepare_of(story: &Story) -> Prepare {
         link_timeout_ms: 0,
         evidence: None,
         post_copy: true,
+        keep_ms: None,
+        reuse: false,
     }
 }
 
@@ -153,6 +184,7 @@ pub(crate) fn begin(
     let token = Token(crate::random::bytes().map_err(no_random)?);
     let silence_limit = agent.silence_limit(prepare.link_timeout_ms);
     let (id, most) = (prepare.job.clone(), agent.config.limits.jobs);
+    let (uuid, keeps) = (prepare.uuid, prepare.reuse);
     let named = (id.clone(), prepare.vm.clone());
     let job = agent.jobs.begin_at_most(most, named, peer.clone(), Role::Destination);
     let job = job.map_err(|not_begun| not_begun.to_refusal(&id))?;
@@ -160,5 +192,6 @@ pub(crate) fn begin(
     tracing::info!(parent: &span, from = %peer, "a VM begins to arrive");
     let drive = Drive::new(Arc::clone(agent), job, (prepare, checked), token, link, to_events);
     tokio::spawn(drive.run(Inbox { events, peer: from_peer }).instrument(span));
-    Ok(Handle { peer: peer.clone(), token, silence_limit, queue })
+    let control = Arc::default();
+    Ok(Handle { peer: peer.clone(), token, silence_limit, uuid, keeps, queue, control })
 }

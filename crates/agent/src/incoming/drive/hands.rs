@@ -117,6 +117,7 @@ impl Drive {
     }
 
     pub(super) async fn kill(&mut self) {
+        self.keep_memory();
         self.streams.close();
         if let Some(waiting) = self.waiting.take() {
             // It must be known dead before anyone says so: the guest stays paused at the source until then.
@@ -151,7 +152,8 @@ impl Drive {
                 Some(why) => record.lose_track(job, why),
             });
             if *end == End::Running {
-                if let Some(qmp) = waiting.qmp().filter(|_| waiting.post_copy) {
+                if let Some(qmp) = waiting.qmp().filter(|_| waiting.post_copy || self.prepare.reuse)
+                {
                     tokio::spawn(async move { drop_stream(&qmp).await });
                 }
                 self.agent.watch(&waiting.vm);

@@ -22,15 +22,17 @@ const MAX_ASKING: usize = 4;
 impl Drive {
     pub(super) async fn heard(&mut self, heard: FromPeer) {
         match heard {
-            FromPeer::Inbound(Inbound::Message(message)) => self.message(*message).await,
-            FromPeer::Inbound(Inbound::Tail(bytes)) => {
+            // A control connection that was replaced: what it says is of before.
+            FromPeer::Inbound(number, _) if number != self.control => {}
+            FromPeer::Inbound(_, Inbound::Message(message)) => self.message(*message).await,
+            FromPeer::Inbound(_, Inbound::Tail(bytes)) => {
                 if let Err(why) = self.streams.tail(&bytes) {
                     self.fact(Fact::Failed(why));
                 }
             }
-            FromPeer::Inbound(Inbound::Closed(why)) => {
+            FromPeer::Inbound(_, Inbound::Closed(why)) => {
                 self.abandoned = true;
-                self.fact(Fact::PeerLost(why));
+                self.lost(why);
             }
             FromPeer::Data(connection) => {
                 if let Err(why) = self.streams.connect(*connection) {
@@ -38,7 +40,14 @@ impl Drive {
                 }
             }
             FromPeer::Asked(link) => self.asked(link),
-            FromPeer::Rejoin(rejoin, link) => self.rejoin(&rejoin, link).await,
+            FromPeer::Rejoin(rejoin, link, number) => {
+                self.control = number;
+                self.rejoin(&rejoin, link).await;
+            }
+            FromPeer::Superseded if self.may_be_discarded() => {
+                self.fact(Fact::Abort("it has begun another job of this VM".into()));
+            }
+            FromPeer::Superseded => {}
             FromPeer::AgentEnds => {
                 self.fact(Fact::Failed("the destination's agent is being ended".into()));
             }
@@ -79,11 +88,14 @@ impl Drive {
             StreamEvent::Failed(why) if self.runs_here() => {
                 self.fact(Fact::PeerLost(why));
             }
+            StreamEvent::LinkLost(generation, _) if !self.streams.are_current(generation) => {}
+            StreamEvent::LinkLost(_, why) => self.lost(why),
             StreamEvent::Broken(number, _) if !self.streams.is_current(number) => {}
             StreamEvent::Broken(_, why) if self.runs_here() => self.fact(Fact::StreamBroken(why)),
             StreamEvent::Failed(why) | StreamEvent::Broken(_, why) => self.fact(Fact::Failed(why)),
             StreamEvent::Verified => self.memory_loaded(),
             StreamEvent::Ready => self.streams.let_in(),
+            StreamEvent::Adopted => self.adopted(),
             StreamEvent::DevicesLoaded => self.devices_loaded().await,
             StreamEvent::Placed => self.placed(),
             StreamEvent::Wanted(pages) => {
@@ -145,7 +157,10 @@ impl Drive {
                 );
                 self.fact(Fact::Failed(why));
             }
-            Message::Abort(abort) => self.fact(Fact::Abort(abort.reason.to_string())),
+            Message::Abort(abort) => {
+                self.worth_keeping &= abort.keep;
+                self.fact(Fact::Abort(abort.reason.to_string()));
+            }
             Message::Inquire(_) => self.fact(Fact::Asked),
             Message::Ping(echo) => self.send(&Message::Pong(echo)).await,
             other => {
@@ -163,6 +178,10 @@ impl Drive {
     }
 
     async fn head(&mut self, head: &wire::StreamHead) -> Result<(), String> {
+        // Whether it had arrived is not known to a source whose connections broke.
+        if self.head.as_ref() == Some(head) {
+            return Ok(());
+        }
         let Some(waiting) = &mut self.waiting else {
             return Err("the source sent its stream's head before it was prepared for".into());
         };
@@ -173,13 +192,15 @@ impl Drive {
         if post_copy {
             self.streams.keep_asked(&asked_file(&waiting.vm))?;
         }
+        self.head = Some(head.clone());
         let stream = qemu::begin_load(&qmp).await?;
-        if post_copy {
+        if post_copy || self.prepare.reuse {
             let stored = MemoryRecord {
                 layout: head.layout.clone(),
                 shared_blocks,
                 ram_section: Some(head.ram_section),
                 stream_inode: Some(qemu::keep_stream(&qmp, &stream).await?),
+                keep_ms: self.prepare.keep_ms.filter(|_| self.prepare.reuse),
             };
             self.stored = Some(stored.clone());
             self.journal.note(&Entry::Memory(stored)).map_err(|error| error.to_string())?;

@@ -4,6 +4,7 @@ mod answers;
 mod faulting;
 mod handle;
 mod hands;
+mod keeping;
 mod messages;
 
 pub(crate) use handle::{Handle, Left, begin, resume};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use sterna_migration::destination::{Destination, Effect, Fact};
 use sterna_migration::journal::{DestinationRecord, Subject};
-use sterna_wire::message::Prepare;
+use sterna_wire::message::{Prepare, StreamHead};
 use sterna_wire::{GuestState, Message, Token};
 use tokio::sync::mpsc;
 
@@ -73,6 +74,14 @@ struct Drive {
     watch_until: Option<tokio::time::Instant>,
     /// The control connection is gone.
     abandoned: bool,
+    /// The number of the one that is heard.
+    control: u64,
+    /// All connections are gone, and the source may come back: for so long what is here is kept.
+    away: Option<Duration>,
+    /// What the source's stream began with.
+    head: Option<StreamHead>,
+    /// If the job comes to nothing, another one of the VM will follow.
+    worth_keeping: bool,
     /// QEMU has placed every page.
     complete: bool,
     /// That the guest, which lacks pages, is resumed was told.
@@ -93,7 +102,12 @@ impl Drive {
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
         let to = events.clone();
-        let streams = Streams::new(&prepare, move |event| drop(to.send(Event::Stream(event))));
+        let mut streams = Streams::new(&prepare, move |event| drop(to.send(Event::Stream(event))));
+        if prepare.reuse {
+            let owner = (job.peer().clone(), prepare.uuid);
+            streams.begin_with(agent.kept.take(&owner).unwrap_or_default());
+        }
+        let worth_keeping = prepare.reuse;
         let journal = to_begin(&agent, &job, &prepare);
         Self {
             agent,
@@ -113,6 +127,10 @@ impl Drive {
             load_begun: Instant::now(),
             watch_until: None,
             abandoned: false,
+            control: 0,
+            away: None,
+            head: None,
+            worth_keeping,
             complete: false,
             resumed: false,
             stored: None,
@@ -154,6 +172,10 @@ impl Drive {
             load_begun: Instant::now(),
             watch_until: None,
             abandoned: false,
+            control: 0,
+            away: None,
+            head: None,
+            worth_keeping: false,
             complete: false,
             resumed: true,
             stored: story.memory,
@@ -190,7 +212,11 @@ impl Drive {
                 Some(heard) = inbox.peer.recv() => self.heard(heard).await,
                 () = sleep_until(until) => {
                     self.watch_until = None;
-                    self.fact(Fact::PeerLost("it fell silent".into()));
+                    let why = match self.away {
+                        Some(keep) => format!("it did not come back within {} s", keep.as_secs()),
+                        None => "it fell silent".to_owned(),
+                    };
+                    self.fact(Fact::PeerLost(why));
                 }
                 Some(event) = inbox.events.recv() => self.event(event).await,
                 _ = tick.tick() => {
@@ -210,14 +236,22 @@ impl Drive {
         while !self.abandoned {
             let Some(heard) = peer.recv().await else { return };
             match heard {
-                FromPeer::Inbound(Inbound::Closed(_)) => self.abandoned = true,
-                FromPeer::Inbound(Inbound::Message(message)) => {
+                FromPeer::Inbound(number, _) if number != self.control => {}
+                FromPeer::Inbound(_, Inbound::Closed(_)) => self.abandoned = true,
+                FromPeer::Inbound(_, Inbound::Message(message)) => {
                     if matches!(*message, Message::Commit(_) | Message::Inquire(_)) {
                         self.fact(Fact::Asked);
                     }
                 }
-                FromPeer::Asked(link) | FromPeer::Rejoin(_, link) => self.asked(link),
-                FromPeer::Inbound(Inbound::Tail(_)) | FromPeer::Data(_) | FromPeer::AgentEnds => {}
+                FromPeer::Rejoin(_, link, number) => {
+                    self.control = number;
+                    self.asked(link);
+                }
+                FromPeer::Asked(link) => self.asked(link),
+                FromPeer::Inbound(_, Inbound::Tail(_))
+                | FromPeer::Data(_)
+                | FromPeer::AgentEnds
+                | FromPeer::Superseded => {}
             }
             self.perform().await;
         }

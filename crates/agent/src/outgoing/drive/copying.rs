@@ -8,7 +8,7 @@ use sterna_host::usage::IdleShare;
 use sterna_migration::policy::Decision;
 use sterna_migration::source::Fact;
 use sterna_model::{PAGE_BYTES, Rate};
-use sterna_page_codec::{Effort, Level};
+use sterna_page_codec::{Effort, Known, Level};
 use sterna_wire::message as wire;
 use sterna_wire::{Blob, Message};
 
@@ -22,7 +22,7 @@ use crate::outgoing::reader::{Head, Prepare, Reader};
 impl Drive {
     /// The stream has begun: the destination is told, the workers start. A stream that was begun anew changes nothing.
     pub(super) async fn head(&mut self, head: Head) -> Result<(), String> {
-        if self.bulk.is_some() {
+        if self.bulk.is_some() || self.reuse.is_under_way() {
             return Ok(());
         }
         let layout = head.memory.layout().clone();
@@ -35,28 +35,42 @@ impl Drive {
         if self.post_copy.load(Ordering::Relaxed) {
             self.note_layout(&layout)?;
         }
-        let settings = self.settings(&layout);
         self.gauge.memory = sterna_model::ByteCount(u64::from(layout.pages()) * PAGE_BYTES as u64);
-        let configuration = Blob::new(head.configuration.bytes().to_vec());
-        let message = Message::StreamHead(wire::StreamHead {
-            configuration: configuration.ok_or("QEMU's configuration section is too long")?,
-            layout,
-            ram_section: wire::RamSection {
-                section: head.ram.section_id,
-                instance: head.ram.instance_id,
-            },
-        });
+        let message = Self::stream_head(&head)?;
         self.send(&message).await;
-        let reports = self.reports();
+        if self.reuse.is_awaited {
+            self.await_hashes(head);
+            return Ok(());
+        }
+        self.start_bulk(head, None)
+    }
+
+    /// Starts the workers, and the first round; `known` is what the destination has, if it is not nothing.
+    pub(super) fn start_bulk(&mut self, head: Head, known: Option<Known>) -> Result<(), String> {
+        let (settings, reports) = (self.settings(head.memory.layout()), self.reports());
         let (memory, tracker) = (Arc::clone(&head.memory), Arc::clone(&head.tracker));
-        let mut bulk =
-            Bulk::start(std::mem::take(&mut self.links), memory, tracker, &settings, &reports)?;
+        let known = known.unwrap_or_else(|| Known::new(memory.layout().pages()));
+        let links = std::mem::take(&mut self.links);
+        let mut bulk = Bulk::start_knowing(known, links, memory, tracker, &settings, &reports)?;
         bulk.begin_round();
         self.bulk = Some(bulk);
         // What the start of two QEMUs took from the processors says nothing of what copying leaves.
         self.idle = IdleShare::default();
         self.head = Some(head);
         Ok(())
+    }
+
+    /// What the destination is told of the stream's beginning.
+    pub(super) fn stream_head(head: &Head) -> Result<Message, String> {
+        let configuration = Blob::new(head.configuration.bytes().to_vec());
+        Ok(Message::StreamHead(wire::StreamHead {
+            configuration: configuration.ok_or("QEMU's configuration section is too long")?,
+            layout: head.memory.layout().clone(),
+            ram_section: wire::RamSection {
+                section: head.ram.section_id,
+                instance: head.ram.instance_id,
+            },
+        }))
     }
 
     pub(super) fn effort(&self) -> Option<Effort> {
@@ -132,6 +146,9 @@ impl Drive {
     /// Begins the next round. A paced QEMU knows of more than it has told, so there may be nothing to send yet: after a round
     /// over nothing the next one waits for the next tick, instead of being over at once as well.
     pub(super) fn begin_round(&mut self) {
+        if std::mem::take(&mut self.was_away) {
+            return self.go_on();
+        }
         if self.is_following() {
             return;
         }
@@ -151,7 +168,7 @@ impl Drive {
         }
         // A round that goes on may have passed what was reported meanwhile; so may not the next one.
         self.again.rounds = 2;
-        if let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_idle()) {
+        if let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_idle() && bulk.is_linked()) {
             self.again.rounds = 1;
             bulk.begin_round();
         }
@@ -172,7 +189,13 @@ impl Drive {
         self.gauge.decided(&facts, &decision);
     }
 
+    /// What an earlier stream has begun with.
+    fn known_head(&self) -> Option<Head> {
+        self.head.clone().or_else(|| self.reuse.head().cloned())
+    }
+
     pub(super) async fn begin_stream(&mut self) {
+        let before = self.known_head();
         let (Some(qemu), Some(subject), Some(live)) =
             (&mut self.qemu, &self.subject, &self.wanted.live)
         else {
@@ -180,7 +203,7 @@ impl Drive {
         };
         let budget_bytes = self.agent.config.limits.memory_budget.0;
         let mut readable = Some(preflight::open_memory(live, subject).await);
-        let (workers, before) = (usize::from(self.wanted.options.connections), self.head.clone());
+        let workers = usize::from(self.wanted.options.connections);
         let prepare: Prepare = Box::new(move |layout| {
             if let Some(head) = &before {
                 if head.memory.layout() != layout {

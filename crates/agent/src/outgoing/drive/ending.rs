@@ -8,8 +8,8 @@ use sterna_migration::source::{Fact, MayReturn};
 
 use super::Drive;
 use crate::journal::Entry;
-use crate::outgoing::bulk::Links;
 use crate::outgoing::gauge::Ends;
+use crate::outgoing::links::Links;
 use crate::outgoing::qemu::{self, RunStateBefore};
 use crate::registry::Owner;
 use crate::vm::{describe_exit, quote_log};

@@ -4,19 +4,21 @@
 //! stale pages the coldest go, as many as the window takes; the others stay marked. Asked for the hand-over, QEMU is let
 //! go, and the policy decides: it may be that all that is stale goes in a round, or that there is no time for one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sterna_api::{CopyView, EpochView};
 use sterna_migration::policy::{Ablation, EpochFacts, Epochs, HAND_OVER_FIXED, HAND_OVER_GOAL};
 use sterna_migration::predictor::Predictor;
-use sterna_migration::source::Fact;
+use sterna_migration::source::{Fact, Timer};
 use sterna_model::{ByteCount, PAGE_BYTES, Rate};
 
 use super::{Drive, HEARD_LATELY};
 use crate::config::Lab;
 use crate::following::{FOLLOWING, Following, Seen};
 use crate::outgoing::bulk::{Bulk, RoundSum};
+use crate::outgoing::harm::Harm;
 
 /// A round's pages are spread over this share of their epoch.
 const SPREAD_OVER: f64 = 0.5;
@@ -34,6 +36,7 @@ pub(super) struct Epoch {
     /// What was sent at the end of the last one, a bit for each page.
     sent: Vec<u64>,
     facts: EpochFacts,
+    harm: Harm,
     last: Option<(Instant, EpochView)>,
 }
 
@@ -107,7 +110,10 @@ impl Drive {
         }
         let now = Instant::now();
         let rests = self.bulk.as_ref().is_some_and(|bulk| {
-            bulk.is_idle() && bulk.tracker().first_pass_over() && !self.again.withholds()
+            bulk.is_linked()
+                && bulk.is_idle()
+                && bulk.tracker().first_pass_over()
+                && !self.again.withholds()
         });
         // A destination that is not heard gets nothing: what is stale meanwhile is found when it is heard again.
         let heard = self.heard_at.elapsed() <= HEARD_LATELY;
@@ -115,6 +121,22 @@ impl Drive {
             tokio::task::block_in_place(|| self.end_epoch(now));
         }
         self.tell();
+    }
+
+    /// Called at each tick: whether the guest has to wait for processors more while pages are sent.
+    pub(super) async fn look_at_harm(&mut self) {
+        if !self.is_following() || self.epoch.predictor.is_none() {
+            return;
+        }
+        if self.epoch.harm.knows_nobody()
+            && let Some(live) = &self.wanted.live
+            && let Ok(processors) = live.qmp.query_cpus_fast().await
+        {
+            let threads = processors.iter().map(|one| one.thread_id).collect::<BTreeSet<_>>();
+            self.epoch.harm.watch(live.process.pid(), threads.into_iter().collect());
+        }
+        let is_sending = self.bulk.as_ref().is_some_and(|bulk| !bulk.is_idle());
+        self.epoch.harm.look(is_sending);
     }
 
     /// Learns from the epoch that is over, and begins the next one with what pays to be sent.
@@ -135,6 +157,7 @@ impl Drive {
             allowed_bytes: self.allowed(),
             dirtied_again,
             queueing: self.queueing(),
+            harm_percent: self.epoch.harm.end_epoch(),
             ..self.epoch.facts
         };
         self.epoch.epochs.ended(&facts);
@@ -216,7 +239,13 @@ impl Drive {
             epochs: self.epoch.predictor.as_ref().map_or(0, |it| u64::from(it.epochs())),
             last_epoch: None,
         };
-        follow.tell(Seen { copied_once, copy: Some(copy), epoch: self.epoch.last });
+        let away = match &self.away {
+            Some(away) => Some((away.since, away.why.clone())),
+            // Its connections are not given up yet.
+            None => (self.heard_at.elapsed() > HEARD_LATELY)
+                .then(|| (self.heard_at, "nothing is heard of the destination".to_owned())),
+        };
+        follow.tell(Seen { copied_once, copy: Some(copy), epoch: self.epoch.last, away });
     }
 
     /// The hand-over is asked for: all that is stale goes, and the policy decides from here on.
@@ -239,6 +268,14 @@ impl Drive {
             return self.begin_round_if_idle();
         }
         self.hurry().await;
+        if self.away.is_some() {
+            // As long as the link's timeout it is waited for; what follows then is what would follow now.
+            let until = tokio::time::Instant::now() + self.agent.config.limits.link_timeout;
+            self.timers.insert(Timer::Away, until);
+            self.epoch.reread =
+                if self.looks_may_miss() { Reread::Wanted } else { Reread::NotNeeded };
+            return;
+        }
         match (self.looks_may_miss(), self.bulk.as_ref().is_some_and(Bulk::is_idle)) {
             (true, true) => self.begin_to_reread(),
             (true, false) => self.epoch.reread = Reread::Wanted,
@@ -246,6 +283,26 @@ impl Drive {
             (false, true) => self.begin_empty_round(),
             (false, false) => {}
         }
+    }
+
+    /// After a broken link: whether the next epoch takes care of what is stale. What was dirtied meanwhile says nothing of
+    /// how often that happens in one.
+    pub(super) fn epochs_go_on(&mut self) -> bool {
+        let Some(bulk) = self.bulk.as_mut().filter(|_| self.epoch.predictor.is_some()) else {
+            return false;
+        };
+        if self.wanted.follow.is_some() && !self.epoch.handing_over {
+            drop(bulk.tracker().take_touched());
+            self.epoch.sent = Vec::new();
+            self.epoch.ends = Some(Instant::now() + self.epoch.epochs.length());
+            return true;
+        }
+        if std::mem::take(&mut self.epoch.reread) != Reread::NotNeeded {
+            // All of it again: how far it had come is not known.
+            self.begin_to_reread();
+            return true;
+        }
+        false
     }
 
     fn begin_empty_round(&mut self) {
@@ -258,7 +315,8 @@ impl Drive {
     /// A round that is under way ends by itself, and is followed by others.
     fn begin_round_if_idle(&mut self) {
         let copying = self.phase() == "copying" && !self.again.withholds();
-        if let Some(bulk) = self.bulk.as_mut().filter(|bulk| copying && bulk.is_idle()) {
+        let begins = |bulk: &&mut Bulk| copying && bulk.is_linked() && bulk.is_idle();
+        if let Some(bulk) = self.bulk.as_mut().filter(begins) {
             bulk.begin_round();
         }
     }

@@ -145,7 +145,12 @@ impl Drive {
     }
 
     pub(super) async fn abort(&mut self, why: &str) {
-        self.send(&Message::Abort(wire::Abort { reason: Text::new(why) })).await;
+        let keep = self.wanted.follow.as_ref().is_some_and(|follow| follow.goes_on());
+        let abort = Message::Abort(wire::Abort { reason: Text::new(why), keep });
+        let for_peer = self.link.as_ref().map(|link| abort.for_peer(link.capabilities()));
+        if let Some(abort) = for_peer {
+            self.send(&abort).await;
+        }
     }
 
     /// Asks who owns the guest: on the connection that there is, or on a new one.
@@ -188,6 +193,8 @@ impl Drive {
     }
 
     pub(super) fn answered(&mut self, state: AnswerState) {
+        // To a rejoin as well: it cannot go on yet.
+        self.rejoining.has_failed();
         match state {
             AnswerState::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
             AnswerState::Faulting => self.fact(Fact::PeerRunning { lacks_pages: true }),

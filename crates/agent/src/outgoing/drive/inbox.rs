@@ -47,6 +47,11 @@ pub(super) enum Heard {
 }
 
 impl Inbox {
+    /// From here on the peer is heard by this; what earlier connections still bring is not heard any more.
+    pub(super) fn replace_peer(&mut self, peer: mpsc::Receiver<Inbound>) {
+        self.peer = peer;
+    }
+
     /// The next of what there is, in fair turns: a peer that talks without end keeps nobody else from being heard. The
     /// drive loop keeps a sender of each queue, so both stay open.
     pub(super) async fn next(&mut self, tick: &mut tokio::time::Interval) -> Heard {

@@ -18,8 +18,7 @@ impl Drive {
             }
             Inbound::Closed(why) => {
                 self.link = None;
-                self.rejoining.has_failed();
-                self.fact(Fact::PeerLost(why));
+                self.lost(why);
             }
         }
     }
@@ -59,6 +58,7 @@ impl Drive {
             }
             Message::Rejoined(rejoined) => self.rejoined(&rejoined),
             Message::Lacking(lacking) => self.lacking(lacking),
+            Message::Hashes(hashes) => self.hashes(&hashes),
             Message::Discarded(of) if of.job == *self.job.id() => self.fact(Fact::PeerDiscarded),
             Message::Answer(answer) if answer.job == *self.job.id() => self.answered(answer.state),
             Message::Pong(echo) => self.pong(echo),

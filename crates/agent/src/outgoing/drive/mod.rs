@@ -1,5 +1,6 @@
 //! The drive loop of a move that leaves: performs the source machine's effects, turns what happens into facts.
 
+mod away;
 mod choice;
 mod copying;
 mod ending;
@@ -8,8 +9,10 @@ mod handover;
 mod inbox;
 mod messages;
 mod pacing;
+mod plugging;
 mod prepare;
 mod rejoining;
+mod reusing;
 mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,8 +28,9 @@ use sterna_page_codec::Processors;
 use tokio::sync::mpsc;
 
 use super::Move;
-use super::bulk::{Bulk, Links};
+use super::bulk::Bulk;
 use super::gauge::Gauge;
+use super::links::Links;
 use super::preflight::Subject;
 use super::qemu::SourceQemu;
 use super::reader::{Counters, Head, StreamEvent, Tail};
@@ -36,12 +40,15 @@ use crate::jobs::Job;
 use crate::journal::{Entry, JobJournal, Journal, MemoryRecord, Side, Story};
 use crate::link::{Inbound, Link};
 use crate::vm::{describe_exit, quote_log};
+use away::Away;
 use choice::{Choice, Decided};
 use copying::Again;
 use following::Epoch;
 use inbox::{Event, Heard, Inbox, Queues, queues};
 use pacing::Pace;
+use plugging::Devices;
 use rejoining::Rejoining;
+use reusing::Reuse;
 
 pub(super) use prepare::prepare_message;
 
@@ -65,7 +72,7 @@ pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8
     let (queues, inbox) = queues();
     let follows = wanted.follow.as_ref().map(|follow| follow.hand_over_flag());
     let policy = Box::new(Choice::new(&wanted.options, follows));
-    let limits = limits(&wanted.options);
+    let limits = limits(&agent, &wanted);
     let wanted_strategy = wanted.options.strategy;
     let mut drive = Drive::new(agent, job, wanted, key, queues);
     (drive.decided, drive.post_copy) = policy.shared();
@@ -81,13 +88,19 @@ pub(super) async fn run(agent: Arc<Agent>, job: Arc<Job>, wanted: Move, key: [u8
 }
 
 /// The bounds of a job.
-fn limits(options: &sterna_api::MigrateOptions) -> Limits {
+fn limits(agent: &Agent, wanted: &Move) -> Limits {
+    let options = &wanted.options;
     let longest = Duration::from_millis(options.max_downtime_ms).saturating_mul(2);
     // Reading all memory again takes its time with the guest stopped; it was asked for.
     let least = if options.verify_full { VERIFIED_STOP } else { Limits::default().stop };
     Limits {
         timeout: Duration::from_secs(options.timeout_seconds),
         stop: least.max(longest),
+        // Whoever follows has time.
+        away: match wanted.follow {
+            Some(_) => Duration::MAX,
+            None => agent.config.limits.link_timeout,
+        },
         ..Limits::default()
     }
 }
@@ -142,6 +155,18 @@ struct Drive {
     /// A round is being ended before its time, since the guest stands.
     cuts_short: bool,
     rejoining: Rejoining,
+    /// The destination keeps what it has over a broken link.
+    keeps: bool,
+    /// What it has from an earlier job.
+    reuse: Reuse,
+    /// Since when there is no connection while the guest runs here, and why.
+    away: Option<Away>,
+    /// It was away: the round that is to begin was broken off.
+    was_away: bool,
+    /// There is a connection for what the guest waits for in post-copy.
+    has_urgent: bool,
+    /// What is heard of the peer from the next connection on, for the inbox.
+    next_peer: Option<mpsc::Receiver<Inbound>>,
     /// What the journal says of the guest's memory, after a restart.
     stored: Option<MemoryRecord>,
     bulk: Option<Bulk>,
@@ -159,6 +184,8 @@ struct Drive {
     pace: Pace,
     /// Where following is.
     epoch: Epoch,
+    /// What the followed machine consists of.
+    devices: Devices,
     /// A data connection broke: when, and what is known of it.
     broken: Option<(Instant, String)>,
     /// The next round begins when there may be something to send.
@@ -208,6 +235,12 @@ impl Drive {
             finish: Finish::PreCopy,
             cuts_short: false,
             rejoining: Rejoining::default(),
+            keeps: false,
+            reuse: Reuse::default(),
+            away: None,
+            was_away: false,
+            has_urgent: false,
+            next_peer: None,
             stored: None,
             bulk: None,
             connections: 0,
@@ -220,6 +253,7 @@ impl Drive {
             idle: IdleShare::default(),
             pace: Pace::default(),
             epoch,
+            devices: Devices::default(),
             broken: None,
             round_waits: false,
             flushed: false,
@@ -241,6 +275,9 @@ impl Drive {
             self.perform().await;
             if self.machine.as_ref().is_none_or(|machine| machine.outcome().is_some()) {
                 return;
+            }
+            if let Some(peer) = self.next_peer.take() {
+                inbox.replace_peer(peer);
             }
             let next =
                 self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
@@ -296,8 +333,11 @@ impl Drive {
                     self.round_done(round).await;
                 }
             }
+            Event::Worker(_, _, WorkerReport::Unusable(why)) if self.phase() != "serving" => {
+                self.fact(Fact::QemuFailed(why));
+            }
             // What broke it is most likely on its way, on the control connection.
-            Event::Worker(_, _, WorkerReport::Failed(why)) => {
+            Event::Worker(_, _, WorkerReport::Failed(why) | WorkerReport::Unusable(why)) => {
                 self.broken.get_or_insert((Instant::now(), why));
             }
             Event::QemuDied(why) => {
@@ -354,6 +394,7 @@ impl Drive {
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
                 Effect::DestroyGuest => self.destroy_guest().await,
                 Effect::SetTimer(timer, after) => {
+                    let after = self.patience(timer, after);
                     // A time-out beyond what a clock can count is none.
                     if let Some(at) = tokio::time::Instant::now().checked_add(after) {
                         self.timers.insert(timer, at);
@@ -379,7 +420,7 @@ impl Drive {
         if self.broken.as_ref().is_some_and(|(since, _)| since.elapsed() >= REASON_TAKES)
             && let Some((_, why)) = self.broken.take()
         {
-            return self.fact(Fact::PeerLost(why));
+            return self.lost(why);
         }
         self.look_for_silence();
         self.look_at_processors();
@@ -393,12 +434,14 @@ impl Drive {
             self.peer_lives();
         }
         if std::mem::take(&mut self.round_waits)
-            && let Some(bulk) = &mut self.bulk
+            && let Some(bulk) = self.bulk.as_mut().filter(|bulk| bulk.is_linked())
         {
             bulk.begin_round();
         }
         self.pace().await;
+        self.look_at_harm().await;
         self.look_at_epoch();
+        self.look_at_devices().await;
         let progress = self.gauge.progress(&self.job, self.phase(), self.bulk.as_ref());
         self.job.set_progress(progress);
     }

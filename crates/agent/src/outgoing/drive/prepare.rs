@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use sterna_migration::source::Fact;
 use sterna_model::JobId;
+use sterna_wire::keep::KEEP;
+use sterna_wire::limits::MAX_KEEP_MS;
 use sterna_wire::message as wire;
 use sterna_wire::{Message, PageKey, Role, Sender as Side, Verify};
 
@@ -46,6 +48,7 @@ impl Drive {
         match connected {
             Ok(link) => {
                 message = message.for_peer(link.capabilities());
+                self.keeps = link.capabilities().contains(KEEP);
                 self.link = Some(link);
                 self.asked_for_post_copy =
                     matches!(&message, Message::Prepare(prepare) if prepare.post_copy);
@@ -94,6 +97,8 @@ impl Drive {
             Ok(data) => self.links = into_links(data, post_copy),
             Err(why) => return self.fact(Fact::PeerFailed(why)),
         }
+        self.has_urgent = post_copy;
+        self.reuse.is_awaited = prepared.kept && self.wanted.follow.is_some();
         self.shared_blocks = prepared.shared_blocks;
         self.post_copy.store(post_copy, Ordering::Relaxed);
         self.gauge.marks.prepared = Some(Instant::now());
@@ -124,7 +129,16 @@ pub(in crate::outgoing) fn prepare_message(
         link_timeout_ms: u64::try_from(link_timeout).unwrap_or(u64::MAX),
         evidence: Some(subject.evidence.for_move(&wanted.options)),
         post_copy: choice::may_finish_by_post_copy(&wanted.options),
+        keep_ms: Some(keep_ms(wanted, agent)),
+        reuse: wanted.follow.is_some(),
     }))
+}
+
+/// For how long the destination is asked to keep what it has without a connection: as long as it is tried to be reached.
+fn keep_ms(wanted: &Move, agent: &Agent) -> u64 {
+    let limits = &agent.config.limits;
+    let keep = if wanted.follow.is_some() { limits.keep_copy } else { limits.link_timeout };
+    u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).clamp(1, MAX_KEEP_MS)
 }
 
 /// Whether a peer's no is a decision (exit code 3), or something that may pass.

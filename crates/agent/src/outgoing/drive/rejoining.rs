@@ -1,7 +1,9 @@
-//! Post-copy, after a cut, a silence or a restart: the destination is connected anew.
+//! After a cut, a silence or a restart the destination is connected anew: while the guest runs there and lacks pages, for
+//! ever; while it runs here, for as long as the destination keeps what it has ([`away`](super::away)).
 //!
 //! ```text
 //! idle --dial--> dialing --reached--> asked --what it lacks--> connecting --data connections--> idle, and serving
+//!                                       \--it goes on---------> connecting --data connections--> idle, and copying
 //! ```
 //!
 //! One attempt at a time: the machine wants one each second until one succeeds, and an attempt over a slow link takes longer.
@@ -15,13 +17,14 @@ use sterna_migration::tracker::Tracker;
 use sterna_model::{Layout, PageId};
 use sterna_wire::post_copy;
 use sterna_wire::{Message, PageKey, Role, Sender as Side, Token};
+use tokio::sync::mpsc;
 
 use super::serving::{DataConnection, connect_data, into_links};
 use super::{Drive, Event};
 use crate::agent::Agent;
-use crate::link::{Greeted, Link};
+use crate::link::{Greeted, Link, MAX_UNREAD};
 use crate::outgoing::bulk::Bulk;
-use crate::peer::{self, Destination};
+use crate::peer::{self, Destination, PeerError};
 
 /// A destination that guests wait at is reached within this, and says what it lacks, or it is tried again.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -57,7 +60,7 @@ enum Stage {
 }
 
 /// A control connection to a destination at which the guest runs, and where that was found.
-pub(super) type Reached = Result<(Box<Greeted>, Destination), String>;
+pub(super) type Reached = Result<(Box<Greeted>, Destination), PeerError>;
 
 impl Rejoining {
     fn is_under_way(&self) -> bool {
@@ -90,18 +93,25 @@ impl Drive {
         if self.rejoining.is_under_way() {
             return;
         }
-        self.leave_connections();
+        if self.phase() == "copying" {
+            self.leave_rounds();
+        } else {
+            self.leave_connections();
+        }
         let attempt = self.rejoining.attempt.wrapping_add(1);
-        self.rejoining = Rejoining { attempt, stage: Stage::Dialing, ..Rejoining::default() };
+        self.rejoining = Rejoining { attempt, ..Rejoining::default() };
         let (agent, to, events) =
             (Arc::clone(&self.agent), self.known_addresses(), self.events.clone());
-        let peer = self.wanted.to.name.clone();
+        if to.is_empty() {
+            let peer = &self.wanted.to.name;
+            tracing::error!(%peer, "no address of the destination is known; add [peers.{peer}] to the configuration and restart the agent");
+            return;
+        }
+        self.rejoining.stage = Stage::Dialing;
         tokio::spawn(async move {
-            let nowhere = format!(
-                "no address of it is known; add [peers.{peer}] to the configuration and restart the agent"
-            );
-            let reached = dial(&agent, to).await.unwrap_or(Err(nowhere));
-            let _ = events.send(Event::Reached(reached));
+            if let Some(reached) = dial(&agent, to).await {
+                let _ = events.send(Event::Reached(reached));
+            }
         });
     }
 
@@ -109,15 +119,21 @@ impl Drive {
     pub(super) async fn reached(&mut self, reached: Reached) {
         let (greeted, to) = match reached {
             Ok(reached) => reached,
-            Err(why) => {
-                tracing::warn!(%why, "the guest waits for pages at the destination, which cannot be reached");
+            Err(error) => {
                 self.rejoining.stage = Stage::Idle;
+                if self.phase() == "copying" {
+                    return self.still_away(&error);
+                }
+                tracing::warn!(%error, "the guest waits for pages at the destination, which cannot be reached");
                 return;
             }
         };
         let record = self.wanted.vm.record();
         self.heard_at = Instant::now();
-        self.link = Some(Link::start(*greeted, Side::Destination, self.inbound.clone()));
+        // What earlier connections have brought and was not heard yet is not of this one.
+        let (inbound, heard) = mpsc::channel(MAX_UNREAD);
+        (self.inbound, self.next_peer) = (inbound.clone(), Some(heard));
+        self.link = Some(Link::start(*greeted, Side::Destination, inbound));
         self.rejoining.stage = Stage::Asked(Instant::now());
         self.rejoining.to = Some(to);
         let rejoin = post_copy::Rejoin {
@@ -130,8 +146,16 @@ impl Drive {
         self.send(&Message::Rejoin(rejoin)).await;
     }
 
+    /// The destination goes on with the job; a guest that runs there lacks something, which it says next.
     pub(super) fn rejoined(&mut self, rejoined: &post_copy::Rejoined) {
         self.rejoining.token = Some(rejoined.token);
+        if self.phase() != "copying" {
+            return;
+        }
+        if self.away.is_none() || !matches!(self.rejoining.stage, Stage::Asked(_)) {
+            return self.fact(Fact::PeerFailed("the destination rejoined out of turn".into()));
+        }
+        self.connect_again();
     }
 
     /// What the destination lacks, piece by piece; with the last one the data connections are made.
@@ -155,7 +179,8 @@ impl Drive {
     }
 
     fn connect_again(&mut self) {
-        if self.qemu_is_gone {
+        let copying = self.phase() == "copying";
+        if self.qemu_is_gone && !copying {
             // There is nothing to serve: it is told so.
             self.rejoining.stage = Stage::Idle;
             return self.fact(Fact::Rejoined);
@@ -167,7 +192,9 @@ impl Drive {
         self.rejoining.stage = Stage::Connecting;
         let (agent, job, attempt) =
             (Arc::clone(&self.agent), self.job.id().clone(), self.rejoining.attempt);
-        let (count, events) = (self.wanted.options.connections + 1, self.events.clone());
+        let urgent = if copying { self.has_urgent } else { true };
+        let count = self.wanted.options.connections + u16::from(urgent);
+        let events = self.events.clone();
         tokio::spawn(async move {
             let data = connect_data(agent, job, to, token, count).await;
             let _ = events.send(Event::Joined(attempt, data));
@@ -180,6 +207,10 @@ impl Drive {
             attempt == self.rejoining.attempt && matches!(self.rejoining.stage, Stage::Connecting);
         if !is_awaited {
             return;
+        }
+        if self.phase() == "copying" {
+            self.rejoining.stage = Stage::Idle;
+            return self.copy_on(data).await;
         }
         let bulk = match data {
             Ok(data) => self.serve_on(data).await,
@@ -262,8 +293,8 @@ async fn dial(agent: &Agent, addresses: Vec<Destination>) -> Option<Reached> {
         let connect = peer::connect(&agent.identity, &to, Role::Control, agent.link_options());
         last = Some(match tokio::time::timeout(ANSWER_LIMIT, connect).await {
             Ok(Ok((greeted, _))) => return Some(Ok((Box::new(greeted), to))),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("{} does not answer at {}", to.name, to.address)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(PeerError::Silent { peer: to.name }),
         });
     }
     last

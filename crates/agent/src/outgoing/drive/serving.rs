@@ -15,7 +15,8 @@ use sterna_wire::{FrameWriter, Role, Token};
 use super::{Drive, Event, choice};
 use crate::agent::Agent;
 use crate::journal::{Entry, MemoryRecord};
-use crate::outgoing::bulk::{Links, Reports, RoundSum, Settings};
+use crate::outgoing::bulk::RoundSum;
+use crate::outgoing::links::{Links, Reports, Settings};
 use crate::outgoing::memory::SourceMemory;
 use crate::peer::{self, Destination};
 
@@ -96,6 +97,7 @@ impl Drive {
             shared_blocks: self.shared_blocks.clone(),
             ram_section: None,
             stream_inode: None,
+            keep_ms: None,
         };
         self.journal.note(&Entry::Memory(stored)).map_err(|error| error.to_string())
     }
