@@ -14,8 +14,8 @@ QUICK ?=
 LOCKED := $(if $(filter true,$(CI)),--locked)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: build help test soak lint fmt deny dependencies deps deps-demo guest demo bench bench-three-stage bench-follow bench-program \
-    man install uninstall clean
+.PHONY: build help test soak lint fmt deny dependencies deps deps-demo guest demo bench-program bench \
+    bench-three-stage bench-follow man install uninstall clean
 .NOTPARALLEL:
 
 build: ## the program, target/release/sterna
@@ -70,10 +70,10 @@ bench-program: deps guest build
 bench: bench-program ## beside stock QEMU over shaped links (needs root); goes on where it was; QUICK=1: ten minutes
 	$(TARGET)/release/sterna-bench $(if $(QUICK),--quick) $(BENCH_ARGS)
 
-bench-three-stage: bench-program ## the three-stage copy beside pre-copy and stock post-copy, as make bench; QUICK=1: five minutes
+bench-three-stage: bench-program ## the three-stage copy beside pre-copy and stock post-copy; QUICK=1: five minutes
 	$(TARGET)/release/sterna-bench --suite three-stage $(if $(QUICK),--quick) $(BENCH_ARGS)
 
-bench-follow: bench-program ## a followed guest beside one that is moved when it is asked for, as make bench; QUICK=1: five minutes
+bench-follow: bench-program ## a followed guest beside one that is moved when asked for; QUICK=1: five minutes
 	$(TARGET)/release/sterna-bench --suite follow $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 man: build ## the manual pages, in target/man
