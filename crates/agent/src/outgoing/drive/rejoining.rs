@@ -128,6 +128,11 @@ impl Drive {
                 return;
             }
         };
+        if !matches!(self.phase(), "copying" | "serving") {
+            // Meanwhile the job took another way: this connection closes.
+            self.rejoining.stage = Stage::Idle;
+            return;
+        }
         let record = self.wanted.vm.record();
         self.heard_at = Instant::now();
         // What earlier connections have brought and was not heard yet is not of this one.
