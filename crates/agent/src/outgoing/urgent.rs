@@ -2,7 +2,8 @@
 //!
 //! A page that was asked for goes first and alone; the pages after it follow, since who touches one soon touches the next
 //! (pre-pull; "bubbling" in Hines and Gopalan, VEE 2009). Their number grows while requests come just behind what was
-//! pulled, and shrinks while they do not.
+//! pulled, and shrinks while they do not. The link is theirs for a millisecond at most, and only until the next request:
+//! what waits behind them waits with the guest.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use sterna_wire::{FrameKind, FrameWriter};
 use super::shared::Shared;
 
 /// Pages that are pulled after one that was asked for, at most and at first.
-const MAX_WINDOW: u32 = 32;
+const MAX_WINDOW: usize = 32;
 const FIRST_WINDOW: u32 = 4;
 /// Pages in a frame of pulled pages.
 const PULLED_AT_ONCE: usize = 4;
@@ -69,24 +70,32 @@ impl Urgent {
     /// When a page cannot be read or sent.
     pub(super) fn run(mut self) -> Result<(), UrgentError> {
         let mut window = Window { pages: FIRST_WINDOW, end: 0 };
-        while let Ok(mut wanted) = self.requests.recv() {
+        let mut next = None;
+        while let Some(mut wanted) = next.take().or_else(|| self.requests.recv().ok()) {
             while let Ok(more) = self.requests.try_recv() {
                 wanted.extend(more);
             }
-            for page in &wanted {
-                if let Some(claim) = self.shared.tracker.claim_page(*page) {
+            let mut sent = Vec::with_capacity(wanted.len());
+            for page in wanted {
+                // What is on its way already pulls nothing.
+                if let Some(claim) = self.shared.tracker.claim_page(page) {
                     self.send(&[claim])?;
+                    sent.push(page);
                 }
             }
-            for page in wanted {
-                self.pull(window.after(page))?;
+            let most = self.shared.pacer.batch_pages(MAX_WINDOW);
+            for page in sent {
+                if next.is_none() {
+                    next = self.pull(window.after(page, most))?;
+                }
             }
         }
         let _ = self.link.finish();
         Ok(())
     }
 
-    fn pull(&mut self, pages: core::ops::Range<u32>) -> Result<(), UrgentError> {
+    /// Sends these pages, as far as no other request comes: it is given back.
+    fn pull(&mut self, pages: core::ops::Range<u32>) -> Result<Option<Vec<PageId>>, UrgentError> {
         let tracker = Arc::clone(&self.shared.tracker);
         let mut claims: Vec<Claim> = Vec::with_capacity(PULLED_AT_ONCE);
         for page in pages.map(PageId) {
@@ -94,9 +103,13 @@ impl Urgent {
             if claims.len() == PULLED_AT_ONCE {
                 self.send(&claims)?;
                 claims.clear();
+                if let Ok(wanted) = self.requests.try_recv() {
+                    return Ok(Some(wanted));
+                }
             }
         }
-        self.send(&claims)
+        self.send(&claims)?;
+        Ok(None)
     }
 
     fn send(&mut self, claims: &[Claim]) -> Result<(), UrgentError> {
@@ -117,12 +130,14 @@ impl Urgent {
 }
 
 impl Window {
-    /// The pages to pull after `page`.
-    fn after(&mut self, page: PageId) -> core::ops::Range<u32> {
+    /// The pages to pull after `page`, `most` at most.
+    fn after(&mut self, page: PageId, most: usize) -> core::ops::Range<u32> {
         let first = page.0.saturating_add(1);
         let hit = (self.end.saturating_sub(self.pages)..=self.end.saturating_add(self.pages))
             .contains(&page.0);
-        self.pages = if hit { (self.pages * 2).min(MAX_WINDOW) } else { (self.pages / 2).max(1) };
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        self.pages =
+            if hit { self.pages.saturating_mul(2) } else { self.pages / 2 }.clamp(1, most.max(1));
         self.end = first.saturating_add(self.pages);
         first..self.end
     }
@@ -136,16 +151,18 @@ mod tests {
     fn the_window_grows_while_it_hits_and_shrinks_while_it_does_not() {
         let mut window = Window { pages: FIRST_WINDOW, end: 0 };
         let mut page = PageId(1000);
-        assert_eq!(window.after(page), 1001..1003, "a first miss");
+        assert_eq!(window.after(page, MAX_WINDOW), 1001..1003, "a first miss");
         for _ in 0..10 {
             page = PageId(window.end);
-            let _ = window.after(page);
+            let _ = window.after(page, MAX_WINDOW);
         }
-        assert_eq!(window.pages, MAX_WINDOW);
+        assert_eq!(window.pages as usize, MAX_WINDOW);
+        let _ = window.after(PageId(window.end), 3);
+        assert_eq!(window.pages, 3, "a slow link");
         for far in 0..10 {
-            let _ = window.after(PageId(100_000 + far * 10_000));
+            let _ = window.after(PageId(100_000 + far * 10_000), MAX_WINDOW);
         }
         assert_eq!(window.pages, 1);
-        assert_eq!(window.after(PageId(u32::MAX)), u32::MAX..u32::MAX);
+        assert_eq!(window.after(PageId(u32::MAX), MAX_WINDOW), u32::MAX..u32::MAX);
     }
 }
