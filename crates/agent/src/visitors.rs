@@ -268,7 +268,9 @@ async fn supersede(agent: &Agent, peer: &HostName, prepare: &Prepare) {
         return;
     }
     tracing::info!(earlier = %job, job = %prepare.job, "the source has begun another job of this VM");
-    handle.supersede().await;
+    if !handle.supersede().await {
+        return;
+    }
     let Some(job) = agent.jobs.get(&job) else { return };
     let mut watch = job.watch();
     // One that does not end is in the way, and told as such.

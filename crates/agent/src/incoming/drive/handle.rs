@@ -9,7 +9,7 @@ use sterna_model::{HostName, Refusal, Uuid};
 use sterna_wire::message::Prepare;
 use sterna_wire::post_copy::Rejoin;
 use sterna_wire::{PageKey, Token, Verify};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 
 use super::{Drive, Inbox};
@@ -49,8 +49,8 @@ pub(super) enum FromPeer {
     Asked(Link),
     /// The source makes its connections anew; what it is told goes there. It is the control connection of this number.
     Rejoin(Box<Rejoin>, Link, u64),
-    /// The source has begun another job of this VM.
-    Superseded,
+    /// The source has begun another job of this VM. The answer says whether this one makes room.
+    Superseded(oneshot::Sender<bool>),
     /// This agent is being ended.
     AgentEnds,
 }
@@ -84,9 +84,11 @@ impl Handle {
         let _ = self.control.subscribe().wait_for(|control| *control != number).await;
     }
 
-    /// The source has begun another job of this VM: what was not committed is discarded.
-    pub(crate) async fn supersede(&self) {
-        let _ = self.queue.send(FromPeer::Superseded).await;
+    /// The source has begun another job of this VM: this one makes room if it was not committed and its source is away.
+    pub(crate) async fn supersede(&self) -> bool {
+        let (answer, makes_room) = oneshot::channel();
+        let _ = self.queue.send(FromPeer::Superseded(answer)).await;
+        makes_room.await.unwrap_or(false)
     }
 
     /// This agent is being ended: what is not committed is discarded.

@@ -79,6 +79,7 @@ impl Drive {
     pub(super) async fn rejoin_rounds(&mut self, rejoin: &Rejoin, link: Link) {
         tracing::info!("the source is back");
         (self.abandoned, self.away, self.watch_until) = (false, None, None);
+        self.head_may_repeat = true;
         self.links = vec![link];
         let missing =
             tokio::task::block_in_place(|| self.streams.rejoin_rounds(rejoin.connections));

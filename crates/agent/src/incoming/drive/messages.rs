@@ -44,10 +44,13 @@ impl Drive {
                 self.control = number;
                 self.rejoin(&rejoin, link).await;
             }
-            FromPeer::Superseded if self.may_be_discarded() => {
-                self.fact(Fact::Abort("it has begun another job of this VM".into()));
+            FromPeer::Superseded(answer) => {
+                let makes_room = self.may_be_discarded() && self.away.is_some();
+                let _ = answer.send(makes_room);
+                if makes_room {
+                    self.fact(Fact::Abort("it has begun another job of this VM".into()));
+                }
             }
-            FromPeer::Superseded => {}
             FromPeer::AgentEnds => {
                 self.fact(Fact::Failed("the destination's agent is being ended".into()));
             }
@@ -179,7 +182,7 @@ impl Drive {
 
     async fn head(&mut self, head: &wire::StreamHead) -> Result<(), String> {
         // Whether it had arrived is not known to a source whose connections broke.
-        if self.head.as_ref() == Some(head) {
+        if std::mem::take(&mut self.head_may_repeat) && self.head.as_ref() == Some(head) {
             return Ok(());
         }
         let Some(waiting) = &mut self.waiting else {

@@ -80,6 +80,8 @@ struct Drive {
     away: Option<Duration>,
     /// What the source's stream began with.
     head: Option<StreamHead>,
+    /// The source made its connections anew, and does not know whether it had arrived.
+    head_may_repeat: bool,
     /// If the job comes to nothing, another one of the VM will follow.
     worth_keeping: bool,
     /// QEMU has placed every page.
@@ -130,6 +132,7 @@ impl Drive {
             control: 0,
             away: None,
             head: None,
+            head_may_repeat: false,
             worth_keeping,
             complete: false,
             resumed: false,
@@ -175,6 +178,7 @@ impl Drive {
             control: 0,
             away: None,
             head: None,
+            head_may_repeat: false,
             worth_keeping: false,
             complete: false,
             resumed: true,
@@ -251,7 +255,7 @@ impl Drive {
                 FromPeer::Inbound(_, Inbound::Tail(_))
                 | FromPeer::Data(_)
                 | FromPeer::AgentEnds
-                | FromPeer::Superseded => {}
+                | FromPeer::Superseded(_) => {}
             }
             self.perform().await;
         }
