@@ -144,6 +144,10 @@ async fn reattach(record: Record) -> Arc<Vm> {
     let Some(id) = record.process else { return Vm::new(record, None) };
     let silent = match id.find() {
         Ok(Some(process)) => {
+            // It may be somebody's only copy.
+            if let Err(error) = process.set_expendable(false) {
+                tracing::warn!(vm = %record.name, %error, "its QEMU may be the first that the kernel ends for want of memory");
+            }
             let attached = match record.owner {
                 // Its guest may wait for pages, and all of QEMU for the guest, until this agent gives them.
                 Owner::Incoming { .. } => {

@@ -14,11 +14,11 @@ pub use inspect::{argv_of, boot_id, cpu_time_of, exe_of, start_time_of, tail_of}
 pub(crate) use spawn::environment;
 pub use spawn::spawn_detached;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use std::{fs, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -31,6 +31,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use inspect::Life;
+
+/// The kernel's highest `oom_score_adj`.
+const FIRST_TO_BE_ENDED: &str = "1000";
 
 /// What went wrong with a process.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +156,22 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
+    }
+
+    /// Makes it the first that the kernel ends where memory runs out, or no more so than this process.
+    ///
+    /// What somebody else has set in between stays.
+    ///
+    /// # Errors
+    /// When it is gone, or the kernel does not allow it.
+    pub fn set_expendable(&self, expendable: bool) -> io::Result<()> {
+        let path = format!("/proc/{}/oom_score_adj", self.pid());
+        let is_so = fs::read_to_string(&path)?.trim() == FIRST_TO_BE_ENDED;
+        match (expendable, is_so) {
+            (true, false) => fs::write(path, FIRST_TO_BE_ENDED),
+            (false, true) => fs::write(path, fs::read_to_string("/proc/self/oom_score_adj")?),
+            _ => Ok(()),
+        }
     }
 
     /// When it started, in clock ticks since the host's boot. With the pid it names a process until the next boot.

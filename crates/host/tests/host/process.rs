@@ -189,3 +189,21 @@ async fn survives_its_starter() {
     assert!(matches!(found.kill_and_reap(SOON).await.unwrap(), Exit::Unknown));
     assert!(Process::reattach(found.pid(), found.start_time()).unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_process_is_made_expendable_and_safe_again() {
+    let folder = Folder::new();
+    let process = shell(&folder, "exec sleep 60");
+    let score = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", process.pid()));
+        text.unwrap().trim().parse::<i32>().unwrap()
+    };
+    let before = score();
+    process.set_expendable(true).unwrap();
+    assert_eq!(score(), 1000);
+    process.set_expendable(false).unwrap();
+    assert_eq!(score(), before);
+    process.set_expendable(false).unwrap();
+    assert_eq!(score(), before, "what is not expendable is left alone");
+    assert_eq!(process.kill_and_reap(SOON).await.unwrap(), Exit::Signal(9));
+}

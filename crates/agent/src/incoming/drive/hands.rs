@@ -52,6 +52,10 @@ impl Drive {
         match started {
             Ok(waiting) => {
                 self.watch_qemu(&waiting);
+                // The guest is whole at its source: better this one than somebody's only copy, or the agent.
+                if let Err(error) = waiting.process.set_expendable(true) {
+                    tracing::debug!(%error, "the QEMU that waits is as safe as others from the kernel");
+                }
                 if waiting.post_copy {
                     self.streams.allow_post_copy();
                 }
@@ -100,6 +104,9 @@ impl Drive {
             Ok(qmp) => qmp,
             Err(why) => return self.fact(Fact::ResumeFailed(why)),
         };
+        if let Err(error) = waiting.process.set_expendable(false) {
+            tracing::warn!(%error, "the guest's QEMU stays the first that the kernel ends for want of memory");
+        }
         let lacks_pages = self.streams.faulting().is_some();
         let resume = self.guest == GuestState::Running;
         if lacks_pages {

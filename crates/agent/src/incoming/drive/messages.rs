@@ -1,6 +1,6 @@
 //! What the source says, and what happens on this host: turned into facts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sterna_migration::destination::Fact;
 use sterna_wire::limits::MAX_WANTED_PAGES;
@@ -18,6 +18,8 @@ use crate::link::{Inbound, Link};
 
 /// Connections of a peer that asked and get answers, at most.
 const MAX_ASKING: usize = 4;
+/// A QEMU whose stream broke is known to have ended, and why, within this.
+const REASON_TAKES: Duration = Duration::from_millis(200);
 
 impl Drive {
     pub(super) async fn heard(&mut self, heard: FromPeer) {
@@ -80,6 +82,7 @@ impl Drive {
                 tracing::error!(%why, "the guest is this host's and does not run yet");
             }
             Event::Resumed(Err(why)) => self.fact(Fact::ResumeFailed(why)),
+            Event::StillBroken(why) => self.fact(Fact::Failed(why)),
             Event::RecoverAgain => self.recover_stream().await,
             Event::QemuDied(why) => self.fact(Fact::QemuDied(why)),
         }
@@ -95,7 +98,15 @@ impl Drive {
             StreamEvent::LinkLost(_, why) => self.lost(why),
             StreamEvent::Broken(number, _) if !self.streams.is_current(number) => {}
             StreamEvent::Broken(_, why) if self.runs_here() => self.fact(Fact::StreamBroken(why)),
-            StreamEvent::Failed(why) | StreamEvent::Broken(_, why) => self.fact(Fact::Failed(why)),
+            StreamEvent::Failed(why) => self.fact(Fact::Failed(why)),
+            // Its QEMU has ended, most likely, and why is on its way.
+            StreamEvent::Broken(_, why) => {
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(REASON_TAKES).await;
+                    let _ = events.send(Event::StillBroken(why));
+                });
+            }
             StreamEvent::Verified => self.memory_loaded(),
             StreamEvent::Ready => self.streams.let_in(),
             StreamEvent::Adopted => self.adopted(),

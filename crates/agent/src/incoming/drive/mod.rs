@@ -45,6 +45,8 @@ enum Event {
     Resumed(Result<(), String>),
     /// Time to try again to take QEMU's stream up.
     RecoverAgain,
+    /// QEMU's stream broke, and nothing was heard since of QEMU's end.
+    StillBroken(String),
 }
 
 /// Where the drive loop hears from.
