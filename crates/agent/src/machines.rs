@@ -42,6 +42,7 @@ pub(crate) async fn start(
         directory,
         log: &place.log,
         qmp: &place.agent_qmp,
+        job: None,
     };
     let live = Live::launch(launch, |_| Ok(())).await.map_err(|error| failed(&error))?;
     let mut definition = argv.clone();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sterna_api::{VmState, VmView};
-use sterna_host::process::{Exit, Process, spawn_detached, tail_of};
+use sterna_host::process::{Exit, Process, spawn_marked, tail_of};
 use sterna_host::qmp::{Qmp, QmpError, RunState, Schema};
 use sterna_model::{Epoch, JobId, Uuid, VmName};
 use tokio::sync::OnceCell;
@@ -29,6 +29,10 @@ const DEATH_TAKES: Duration = Duration::from_secs(2);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of QEMU's log that an error quotes.
 const LOG_TAIL_BYTES: u32 = 2048;
+
+/// What a QEMU that was started for a job has in its environment: the job. It is looked for where an agent died before it
+/// could write the process down.
+pub(crate) const JOB_MARK: &str = "STERNA_JOB";
 
 /// A VM that this host knows.
 #[derive(Debug)]
@@ -97,6 +101,8 @@ pub(crate) struct Launch<'a> {
     pub log: &'a Path,
     /// The agent's monitor in its arguments.
     pub qmp: &'a Path,
+    /// The job that it is started for, if it is.
+    pub job: Option<&'a JobId>,
 }
 
 impl Live {
@@ -113,7 +119,9 @@ impl Live {
     ) -> Result<Self, VmError> {
         let args: Vec<OsString> = launch.args.iter().map(OsString::from).collect();
         let failed = |reason: String| VmError::Start { reason, log: quote_log(launch.log) };
-        let spawned = spawn_detached(launch.program, &args, launch.directory, launch.log, &[]);
+        let mark = launch.job.map(|job| (JOB_MARK, job.as_str()));
+        let (program, directory) = (launch.program, launch.directory);
+        let spawned = spawn_marked(program, &args, directory, launch.log, &[], mark);
         let process = Arc::new(spawned.map_err(|error| failed(error.to_string()))?);
         let reason = match started(ProcessId::of(&process)) {
             Err(error) => error,
@@ -420,6 +428,7 @@ mod tests {
             directory: Path::new("/"),
             log: &folder.join("log"),
             qmp: &folder.join("qmp"),
+            job: None,
         };
         let mut started = None;
         let launched = Live::launch(launch, |id| {

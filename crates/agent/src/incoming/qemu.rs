@@ -9,7 +9,7 @@ use serde_json::json;
 use sterna_host::memory::{BlockMemory, shared_blocks_of};
 use sterna_host::process::{Process, inode_of};
 use sterna_host::qmp::{Qmp, RunState};
-use sterna_model::{BlockName, ByteCount, PAGE_BYTES, Refusal};
+use sterna_model::{BlockName, ByteCount, JobId, PAGE_BYTES, Refusal};
 use sterna_qemu_args::Rebuilt;
 use sterna_wire::message::Prepare;
 
@@ -168,7 +168,8 @@ impl Checked {
         }
         let made = self.place.make(Some(&self.stay));
         made.map_err(|error| vec![internal(&error.to_string())])?;
-        let live = self.launch(started).await.map_err(|error| vec![start_failed(&error)])?;
+        let live =
+            self.launch(&prepare.job, started).await.map_err(|error| vec![start_failed(&error)])?;
         let opened = match ready(&live.qmp).await {
             Ok(version) => self.open_memory(&live).map(|shared| (shared, version)),
             Err(error) => Err(error),
@@ -199,6 +200,7 @@ impl Checked {
 
     async fn launch(
         &self,
+        job: &JobId,
         started: impl FnOnce(ProcessId) -> Result<(), String>,
     ) -> Result<Live, String> {
         let mut args = self.rebuilt.argv.clone();
@@ -209,6 +211,7 @@ impl Checked {
             directory: Path::new("/"),
             log: &self.place.log,
             qmp: Path::new(&self.rebuilt.qmp),
+            job: Some(job),
         };
         Live::launch(launch, started).await.map_err(|error| error.to_string())
     }

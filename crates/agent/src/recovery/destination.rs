@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::SendFlags;
-use sterna_host::process::Process;
+use sterna_host::process::{Process, find_marked};
 use sterna_host::qmp::{MigrationStatus, RunState};
 use sterna_migration::destination::{Destination, Effect, End, Entitlement, Fact};
 use sterna_migration::journal::{DestinationRecord, SourceRecord};
@@ -20,7 +20,7 @@ use crate::incoming;
 use crate::jobs::{Job, Role};
 use crate::journal::{self, Entry, Journal, Side, Story};
 use crate::registry::{Owner, ProcessId, Record};
-use crate::vm::{Live, Vm};
+use crate::vm::{JOB_MARK, Live, Vm};
 
 /// A killed process is gone within this.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -182,10 +182,22 @@ impl Left<'_> {
         for process in [registered, self.story.process].into_iter().flatten() {
             kill(process).await?;
         }
+        self.kill_unrecorded().await;
         if let Some(vm) = &self.vm {
             self.agent.put_back(vm);
         }
         Ok(())
+    }
+
+    /// An agent that died between the start of a QEMU and the record of its process has left it to be found by its mark.
+    async fn kill_unrecorded(&self) {
+        let found = find_marked(JOB_MARK, self.job.id().as_str());
+        for process in found.unwrap_or_default() {
+            tracing::warn!(job = %self.job.id(), pid = process.pid(), "a QEMU that no record tells of is ended");
+            if let Err(error) = process.kill_and_reap(KILL_DEADLINE).await {
+                tracing::error!(%error, "it does not end");
+            }
+        }
     }
 
     /// What has arrived of a followed guest is kept for the job that follows, while its QEMU still has it.

@@ -1,7 +1,7 @@
 //! What /proc says of a process, and what its log file ends with.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,13 @@ use std::time::Duration;
 
 use sterna_model::Uuid;
 
+use super::Process;
+
 /// Bytes in an argument vector, at most. The kernel's own limit is a quarter of the stack, 2 MiB.
 const MAX_ARGV_BYTES: u64 = 8 << 20;
+
+/// Bytes of an environment that are looked at.
+const MAX_ENVIRONMENT_BYTES: u64 = 1 << 20;
 
 /// Clock ticks per second in what /proc tells users; the same on every Linux but Alpha's.
 const TICKS_PER_SECOND: u32 = 100;
@@ -103,6 +108,30 @@ pub fn argv_of(pid: i32) -> io::Result<Vec<OsString>> {
         return Ok(Vec::new());
     }
     Ok(bytes.split(|byte| *byte == 0).map(|arg| OsString::from_vec(arg.to_vec())).collect())
+}
+
+/// Processes whose environment had this variable with this value when their program began. Those that are not ours to look
+/// at are passed over.
+///
+/// # Errors
+/// When the kernel's list of processes cannot be read.
+pub fn find_marked(name: &str, value: &str) -> io::Result<Vec<Process>> {
+    let mark = format!("{name}={value}");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let number = entry?.file_name();
+        let Some(pid) = number.to_str().and_then(|number| number.parse::<i32>().ok()) else {
+            continue;
+        };
+        let mut environment = Vec::new();
+        let read = File::open(format!("/proc/{pid}/environ"))
+            .and_then(|file| file.take(MAX_ENVIRONMENT_BYTES).read_to_end(&mut environment));
+        let is_marked = environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes());
+        if read.is_ok() && is_marked {
+            found.extend(Process::attach(pid).ok().flatten());
+        }
+    }
+    Ok(found)
 }
 
 /// The file that the process executes. Ends with ` (deleted)` where it was replaced since, by an upgrade for instance.

@@ -10,9 +10,9 @@
 mod inspect;
 mod spawn;
 
-pub use inspect::{argv_of, boot_id, cpu_time_of, exe_of, start_time_of, tail_of};
+pub use inspect::{argv_of, boot_id, cpu_time_of, exe_of, find_marked, start_time_of, tail_of};
 pub(crate) use spawn::environment;
-pub use spawn::spawn_detached;
+pub use spawn::{spawn_detached, spawn_marked};
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;

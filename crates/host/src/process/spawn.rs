@@ -39,12 +39,28 @@ pub fn spawn_detached(
     log_path: &Path,
     keep_fds: &[BorrowedFd<'_>],
 ) -> Result<Process, ProcessError> {
+    spawn_marked(program, args, directory, log_path, keep_fds, None)
+}
+
+/// As [`spawn_detached`], with one more variable in its environment, by which [`find_marked`](super::find_marked) finds it
+/// though its starter died before it could write its number down.
+///
+/// # Errors
+/// As there.
+pub fn spawn_marked(
+    program: &Path,
+    args: &[OsString],
+    directory: &Path,
+    log_path: &Path,
+    keep_fds: &[BorrowedFd<'_>],
+    mark: Option<(&str, &str)>,
+) -> Result<Process, ProcessError> {
     let (log, same_log) = open_log(log_path)
         .map_err(|error| ProcessError::Log { path: log_path.to_owned(), error })?;
     let failed = |error| ProcessError::Start { program: program.to_owned(), error };
     let mut command = Command::new(program);
     command.args(args).current_dir(directory).env_clear();
-    command.envs(environment());
+    command.envs(environment()).envs(mark);
     command.stdin(Stdio::null()).stdout(log).stderr(same_log);
     let plan = inheritance(keep_fds).map_err(failed)?;
     let prepare = move || prepare_child(&plan);

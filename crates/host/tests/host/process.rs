@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::support::{Folder, SOON};
 use rustix::process::Signal;
 use sterna_host::process::{
-    Exit, Process, ProcessError, argv_of, boot_id, exe_of, spawn_detached, start_time_of, tail_of,
+    Exit, Process, ProcessError, argv_of, boot_id, exe_of, find_marked, spawn_detached,
+    spawn_marked, start_time_of, tail_of,
 };
 
 fn shell(folder: &Folder, script: &str) -> Process {
@@ -206,4 +207,23 @@ async fn a_process_is_made_expendable_and_safe_again() {
     process.set_expendable(false).unwrap();
     assert_eq!(score(), before, "what is not expendable is left alone");
     assert_eq!(process.kill_and_reap(SOON).await.unwrap(), Exit::Signal(9));
+}
+
+#[tokio::test]
+async fn a_marked_process_is_found_by_its_mark_alone() {
+    let folder = Folder::new();
+    let job = format!("job-{}", std::process::id());
+    let args = ["60"].map(OsString::from);
+    let log = folder.file("log");
+    let mark = Some(("STERNA_TEST_JOB", job.as_str()));
+    // Not a shell that runs it: while a program begins, its environment is empty.
+    let sleep = Path::new("/bin/sleep");
+    let process = spawn_marked(sleep, &args, Path::new("/"), &log, &[], mark).unwrap();
+    let other = spawn_detached(sleep, &args, Path::new("/"), &log, &[]).unwrap();
+    let found = find_marked("STERNA_TEST_JOB", &job).unwrap();
+    assert_eq!(found.iter().map(Process::pid).collect::<Vec<_>>(), [process.pid()]);
+    assert!(find_marked("STERNA_TEST_JOB", &job[..job.len() - 1]).unwrap().is_empty());
+    for process in [process, other] {
+        assert_eq!(process.kill_and_reap(SOON).await.unwrap(), Exit::Signal(9));
+    }
 }
