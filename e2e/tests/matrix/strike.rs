@@ -21,6 +21,9 @@ const BUSY: &str = "uniform size=48M rate=30M sweep=30";
 const SETTLED_LIMIT: Duration = Duration::from_secs(100);
 /// Four commands ask both hosts: more often, they would be the load that others suffer from.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The states that a job ends in, and none for one that never was.
+const ENDS: [&str; 8] =
+    ["done", "failed", "refused", "lost", "unknown", "running", "discarded", "none"];
 
 /// Where the guest is in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -211,13 +214,13 @@ fn check_told(pair: &Pair, vm: &Vm, phase: Phase, end: End, code: Option<i32>) -
             let of_vm = |job: &&Value| job["vm"] == vm.name();
             let last = jobs.as_array().and_then(|jobs| jobs.iter().rfind(of_vm)).cloned();
             let state = last.unwrap_or_default()["state"].as_str().unwrap_or("none").to_owned();
-            let ends = ["done", "failed", "lost", "unknown", "running", "discarded", "none"];
-            Ok(ends.contains(&state.as_str()).then_some(state))
+            Ok(ENDS.contains(&state.as_str()).then_some(state))
         })
     };
     let (ours, theirs) = (states(from)?, states(from.other())?);
     let told = match end {
-        End::Source => ours == "failed" && theirs != "running",
+        // A QEMU that ends as it starts is a reason to refuse.
+        End::Source => matches!(&*ours, "failed" | "refused") && theirs != "running",
         End::Destination => ours == "done" && theirs == "running",
         End::Lost if Kind::of(phase) == Kind::PostCopy => ours == "lost" && theirs == "lost",
         End::Lost => matches!(&*ours, "lost" | "done"),
@@ -226,6 +229,7 @@ fn check_told(pair: &Pair, vm: &Vm, phase: Phase, end: End, code: Option<i32>) -
     expect_that(told, "the jobs", format!("{end:?}"), format!("{ours} and {theirs}"))?;
     // 4 is also what a client says whose agent went away.
     let fits = match end {
+        End::Source if ours == "refused" => code == Some(3),
         End::Source => matches!(code, Some(1 | 4)),
         End::Destination => matches!(code, Some(0 | 4)),
         End::Lost => matches!(code, Some(0 | 1 | 4)),

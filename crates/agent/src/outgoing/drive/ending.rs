@@ -55,24 +55,34 @@ impl Drive {
                 qemu::give_back(&live.qmp, before, may_return).await
             }
             // Nothing was done to it; that it is still there has to be seen all the same.
-            (None, Some(live)) => match live.process.has_exited() {
-                Ok(true) => Err(QmpError::Closed { cause: "its process has ended".into() }),
-                Ok(false) | Err(_) => Ok(()),
+            (None, Some(_)) => match self.death_of_qemu().await {
+                Some(cause) => Err(QmpError::Closed { cause: cause.into() }),
+                None => Ok(()),
             },
             (None, None) => Err(QmpError::Closed { cause: "it had ended before".into() }),
         }
     }
 
-    /// A monitor that closes is that of a QEMU that dies, most likely: the guest is then lost, not unknown.
+    /// A guest whose QEMU died is lost, not unknown.
     async fn not_returned(&self, error: &QmpError) -> Fact {
-        let Some(live) = &self.wanted.live else { return Fact::QemuDied(error.to_string()) };
-        if error.is_closed()
-            && let Ok(Ok(exit)) = tokio::time::timeout(DEATH_TAKES, live.process.exited()).await
-        {
-            let log = self.wanted.vm.record().log;
-            return Fact::QemuDied(describe_exit(Some(exit)) + &quote_log(&log));
+        if self.wanted.live.is_none() {
+            return Fact::QemuDied(error.to_string());
         }
-        Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
+        match self.death_of_qemu().await {
+            Some(why) => Fact::QemuDied(why),
+            None => {
+                Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
+            }
+        }
+    }
+
+    /// How our QEMU ended, if it did. A monitor that closes is that of a QEMU that dies, most likely; its process outlives it
+    /// for a moment.
+    pub(super) async fn death_of_qemu(&self) -> Option<String> {
+        let live = self.wanted.live.as_ref()?;
+        live.qmp.end()?;
+        let exit = tokio::time::timeout(DEATH_TAKES, live.process.exited()).await.ok()?.ok()?;
+        Some(describe_exit(Some(exit)) + &quote_log(&self.wanted.vm.record().log))
     }
 
     pub(super) async fn destroy_guest(&mut self) {

@@ -30,7 +30,13 @@ impl Drive {
             tokio::join!(self.wanted.examine(&self.agent, &record), self.connect());
         let subject = match examined {
             Ok(subject) => subject,
-            Err(refusals) => return self.fact(Fact::PeerRefused(refusals)),
+            Err(refusals) => {
+                // One that dies while it is asked is not one that does not answer as it should.
+                return match self.death_of_qemu().await {
+                    Some(why) => self.fact(Fact::QemuDied(why)),
+                    None => self.fact(Fact::PeerRefused(refusals)),
+                };
+            }
         };
         self.gauge.memory = subject.ram_bytes;
         let subject = &*self.subject.insert(subject);
