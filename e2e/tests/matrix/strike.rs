@@ -32,7 +32,7 @@ pub(crate) enum End {
     Destination,
     /// Its only QEMU was killed, and that is said.
     Lost,
-    /// Its only QEMU was killed, and whether it had run is not known; that is said.
+    /// The QEMU that was to run it was killed, and whether it had run is not known; that is said, and the other one waits.
     Unknown,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn strike_all(
         eprintln!("{blow:?} at {phase:?}: {ended:?}");
         then(phase, blow, ended)?;
         // Guests are started at alpha, so one that is to be used again goes back there.
-        if matches!(ended.end, End::Source | End::Destination) {
+        if ended.end != End::Lost {
             guest.migrate(pair, &[])?;
             if guest.at() == Side::Beta {
                 guest.migrate(pair, &[])?;
@@ -138,9 +138,18 @@ fn strike(pair: &mut Pair, vm: &mut Vm, phase: Phase, blow: Blow) -> Result<Ende
             vm.arrived(pair)?;
             vm.check_works()?;
         }
-        End::Lost | End::Unknown => {}
+        End::Unknown => resolve(pair, vm)?,
+        End::Lost => {}
     }
     Ok(Ended { end, struck })
+}
+
+/// A person who has looked, and seen that it does not run at the destination, settles it on both hosts: it goes on.
+fn resolve(pair: &Pair, vm: &Vm) -> Result<()> {
+    for side in [vm.at(), vm.at().other()] {
+        pair.host(side).json(&["resolve", vm.name(), "--guest-is", "source"])?;
+    }
+    vm.check_works()
 }
 
 /// Waits until the guest is in one place and nothing else is left, or both hosts say that it is nowhere.
@@ -166,7 +175,9 @@ fn settle(pair: &Pair, vm: &Vm, from: Side) -> Result<End> {
             () if here.0 == "migrated" && there.0 == "stopped" && here.1 + there.1 == 0 => {
                 Some(End::Lost)
             }
-            () if there.0 == "unknown" && there.1 == 0 => Some(End::Unknown),
+            () if here == ("unknown".to_owned(), 1) && there == ("unknown".to_owned(), 0) => {
+                Some(End::Unknown)
+            }
             () => None,
         };
         if end.is_none() {

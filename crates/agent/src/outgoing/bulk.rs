@@ -1,12 +1,13 @@
 //! The bulk side of a move that leaves: data connections, workers, rounds.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sterna_migration::source::Finish;
 use sterna_migration::tracker::{Round, Tracker};
-use sterna_model::{PageId, Rate, Root};
+use sterna_model::{PageHash, PageId, Rate, Root};
 use sterna_page_codec::{Known, Processors};
 
 use super::limiter::Limiter;
@@ -209,12 +210,29 @@ impl Bulk {
         self.order(self.round.number + 1, Order::Round(Round::Later));
     }
 
-    /// Marks all pages that are read from QEMU's memory.
+    /// Marks all pages that are read from QEMU's memory, but those that were never written and that the destination knows to
+    /// be zero.
     fn mark_all(&self) {
-        let (memory, tracker) = (&self.shared.memory, &self.shared.tracker);
+        let Shared { memory, tracker, known, .. } = &*self.shared;
+        let mark = |page| tracker.give_back(PageId(page));
+        let is_zero_there =
+            |page| known.get(PageId(page)).is_some_and(|entry| entry.hash == PageHash::ZERO);
         let readable = memory.layout().blocks().iter().filter(|block| memory.is_readable(block));
-        for pages in readable.map(sterna_model::Block::page_numbers) {
-            pages.for_each(|page| tracker.give_back(PageId(page)));
+        for block in readable {
+            let Range { start, end } = block.page_numbers();
+            let mut reached = start;
+            let told = memory.each_present(block, |present| {
+                (reached..present.start).filter(|page| !is_zero_there(*page)).for_each(mark);
+                present.clone().for_each(mark);
+                reached = present.end;
+            });
+            match told {
+                Ok(()) => (reached..end).filter(|page| !is_zero_there(*page)).for_each(mark),
+                Err(error) => {
+                    tracing::debug!(%error, "all pages are read, also where none may be");
+                    (reached..end).for_each(mark);
+                }
+            }
         }
     }
 

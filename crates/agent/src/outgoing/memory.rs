@@ -2,6 +2,7 @@
 //! reader fills from QEMU's stream (ROMs, video memory).
 
 use std::io;
+use std::ops::Range;
 
 use sterna_host::memory::BlockMemory;
 use sterna_model::{Block, BlockName, Layout, PAGE_BYTES, Page, PageId};
@@ -109,6 +110,27 @@ impl SourceMemory {
     pub(super) fn is_readable(&self, block: &Block) -> bool {
         let at = self.layout.blocks().iter().position(|known| known.name == block.name);
         at.is_some_and(|at| !self.blocks[at].staged)
+    }
+
+    /// Tells the runs of a block's pages that may hold something, ascending; the others are zero without a look.
+    ///
+    /// # Errors
+    /// When that cannot be told, after some of them.
+    pub(super) fn each_present(
+        &self,
+        block: &Block,
+        mut visit: impl FnMut(Range<u32>),
+    ) -> io::Result<()> {
+        let page_of = |bytes: u64| {
+            let page = u32::try_from(bytes / PAGE_BYTES as u64).unwrap_or(u32::MAX);
+            block.first.0.saturating_add(page)
+        };
+        let at = self.layout.blocks().iter().position(|known| known.name == block.name);
+        let at = at.ok_or_else(|| io::Error::other(format!("there is no block {}", block.name)))?;
+        let told = self.blocks[at]
+            .memory
+            .each_present(|range| visit(page_of(range.start)..page_of(range.end)));
+        told.map_err(io::Error::other)
     }
 
     /// Whether two pages are neighbours in one block, so that one read can take both.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use sterna_model::BlockName;
 
-use super::maps::{FileId, Maps};
+use super::maps::{FileId, Mapping, Maps};
 use super::monitor::{parse_gpa2hva, parse_ramblock};
 use super::{BlockMemory, MemoryError};
 use crate::process::Process;
@@ -30,7 +30,8 @@ pub struct SharedFile {
     pub file: OwnedFd,
 }
 
-/// A block of a QEMU's memory, read through `/proc/PID/mem`.
+/// A block of a QEMU's memory, for reading: from the file that QEMU shares, where it does, else through `/proc/PID/mem`. A file
+/// is read twice as fast (10 GB/s against 5), and looking into its holes does not fill them.
 ///
 /// Where this QEMU tells the addresses of its blocks (8.0 and later), any block is found. An older one is asked where the guest's physical
 /// address 0 is: that is the start of its main memory, which is one range in QEMU even where the guest sees it in two
@@ -38,60 +39,67 @@ pub struct SharedFile {
 ///
 /// # Errors
 /// [`MemoryError::NotPermitted`] without ptrace rights, [`MemoryError::NotFound`] when the range is not what it should be.
-pub async fn main_ram_of(
+pub async fn ram_of(
     process: &Process,
     qmp: &Qmp,
     block: &BlockName,
     length_bytes: u64,
 ) -> Result<BlockMemory, MemoryError> {
     let base = address_of(process, qmp, block).await?;
-    let pid = process.pid();
-    let memory = open_of(process, "read the memory", "mem", OpenOptions::new().read(true))?;
-    let mapped = maps_of(process)?.readable_bytes(base, length_bytes);
+    let maps = maps_of(process)?;
+    let memory = match in_file(process, &maps, block, base, length_bytes)? {
+        Some(memory) => memory,
+        None => in_process(process, &maps, block, base, length_bytes)?,
+    };
+    alive(process, block)?;
+    Ok(memory)
+}
+
+/// The block in the file that is mapped there, if it is shared and holds all of it.
+fn in_file(
+    process: &Process,
+    maps: &Maps,
+    block: &BlockName,
+    base: u64,
+    length_bytes: u64,
+) -> Result<Option<BlockMemory>, MemoryError> {
+    let whole = |mapping: &&Mapping| mapping.shared && mapping.end - base >= length_bytes;
+    let Some(mapping) = maps.at(base).filter(whole) else { return Ok(None) };
+    let Some(file) = descriptor_of(process, mapping.file)? else { return Ok(None) };
+    let start = mapping.file_offset + (base - mapping.start);
+    // A device has no length, and is not read either.
+    let there = file.metadata().map_or(0, |about| about.len());
+    let holds = start.checked_add(length_bytes).is_some_and(|end| end <= there);
+    let block = block.clone();
+    Ok(holds.then(|| BlockMemory::File { block, length_bytes, file: file.into(), start }))
+}
+
+/// The block inside the process.
+fn in_process(
+    process: &Process,
+    maps: &Maps,
+    block: &BlockName,
+    base: u64,
+    length_bytes: u64,
+) -> Result<BlockMemory, MemoryError> {
+    let read = OpenOptions::new().read(true).clone();
+    let memory = open_of(process, "read the memory", "mem", &read)?;
+    let mapped = maps.readable_bytes(base, length_bytes);
     if mapped < length_bytes {
         return Err(MemoryError::NotFound {
             block: block.clone(),
-            pid,
+            pid: process.pid(),
             expected: format!("{length_bytes:#x} readable bytes at {base:#x}"),
             found: format!("{mapped:#x}"),
         });
     }
-    alive(process, block)?;
-    Ok(BlockMemory::Process { block: block.clone(), length_bytes, memory: memory.into(), base })
-}
-
-/// A block of a QEMU's memory in the file that it shares, for reading and writing: found by its address, so that it is this
-/// block's file whatever other memory QEMU shares.
-///
-/// # Errors
-/// [`MemoryError::NotFound`] when the block is not in a shared file; otherwise as [`main_ram_of`].
-pub async fn shared_ram_of(
-    process: &Process,
-    qmp: &Qmp,
-    block: &BlockName,
-    length_bytes: u64,
-) -> Result<BlockMemory, MemoryError> {
-    let base = address_of(process, qmp, block).await?;
-    let not_found = |expected: &str, found: String| MemoryError::NotFound {
-        block: block.clone(),
-        pid: process.pid(),
-        expected: expected.into(),
-        found,
+    // What is not there of a private file's mapping is in the file.
+    let page_map = match maps.is_anonymous(base, length_bytes) {
+        true => open_of(process, "look for the pages", "pagemap", &read).ok().map(Into::into),
+        false => None,
     };
-    let maps = maps_of(process)?;
-    let mapping = maps.at(base).filter(|mapping| mapping.shared).ok_or_else(|| {
-        not_found("a shared mapping", format!("none at {base:#x}; its backend has no share=on"))
-    })?;
-    let start = mapping.file_offset + (base - mapping.start);
-    let file = descriptor_of(process, mapping.file)?.ok_or_else(|| {
-        not_found("an open descriptor of its file", format!("none of inode {}", mapping.file.inode))
-    })?;
-    let there = file.metadata().map_or(0, |about| about.len());
-    if start.checked_add(length_bytes).is_none_or(|end| end > there) {
-        return Err(not_found("a file that holds it all", format!("one of {there:#x} bytes")));
-    }
-    alive(process, block)?;
-    Ok(BlockMemory::File { block: block.clone(), length_bytes, file: file.into(), start })
+    let block = block.clone();
+    Ok(BlockMemory::Process { block, length_bytes, memory: memory.into(), base, page_map })
 }
 
 /// The files in memory (memfds) that a process has open, in the order of its descriptors, so in that of the objects on QEMU's
@@ -165,7 +173,7 @@ async fn address_of(process: &Process, qmp: &Qmp, block: &BlockName) -> Result<u
     }
 }
 
-/// The process's descriptor of a file, opened again for reading and writing.
+/// The process's descriptor of a file, opened again for reading.
 fn descriptor_of(process: &Process, wanted: FileId) -> Result<Option<File>, MemoryError> {
     for number in descriptors_of(process)? {
         let link = format!("fd/{number}");
@@ -173,7 +181,7 @@ fn descriptor_of(process: &Process, wanted: FileId) -> Result<Option<File>, Memo
         let Ok(about) = std::fs::metadata(path) else { continue };
         let device = (rustix::fs::major(about.dev()), rustix::fs::minor(about.dev()));
         if about.ino() == wanted.inode && device == (wanted.major, wanted.minor) {
-            let how = OpenOptions::new().read(true).write(true).clone();
+            let how = OpenOptions::new().read(true).clone();
             return open_of(process, "open the shared memory", &link, &how).map(Some);
         }
     }

@@ -65,6 +65,22 @@ impl Maps {
         self.mappings.get(after).filter(|mapping| mapping.start <= address)
     }
 
+    /// Whether all of a range is private memory without a file behind it.
+    #[must_use]
+    pub fn is_anonymous(&self, base: u64, length_bytes: u64) -> bool {
+        let end = base.saturating_add(length_bytes);
+        let mut reached = base;
+        while reached < end {
+            match self.at(reached) {
+                Some(mapping) if !mapping.shared && mapping.file.inode == 0 => {
+                    reached = mapping.end
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// How many bytes from `base` on can be read without a gap, over any number of mappings, counted up to `length_bytes`.
     #[must_use]
     pub fn readable_bytes(&self, base: u64, length_bytes: u64) -> u64 {

@@ -1,26 +1,27 @@
 //! Access to guest memory from outside of QEMU, block by block.
 //!
-//! A source that others started is read through `/proc/PID/mem`; a destination, and any guest on a shared backend, through
-//! the file behind its memory. Always by `pread` and `pwrite`, never through a mapping: a mapping would make the agent's resident set as
+//! A destination, and any guest on a shared backend, is read through the file behind its memory, any other source through
+//! `/proc/PID/mem`. Always by `pread` and `pwrite`, never through a mapping: a mapping would make the agent's resident set as
 //! large as the guest, a truncated file would be a SIGBUS, and touching a page that post-copy still misses would allocate
 //! it, which QEMU answers by ending.
 //!
-//! `find.rs` finds the memory of a QEMU, `maps.rs` and `monitor.rs` understand what the kernel and QEMU say about it.
+//! `find.rs` finds the memory of a QEMU, `present.rs` which of it was ever written; `maps.rs` and `monitor.rs` understand what
+//! the kernel and QEMU say about it.
 
 mod find;
 mod maps;
 mod monitor;
+mod present;
 
-pub use find::{SharedFile, main_ram_of, open_shared, shared_blocks_of, shared_ram_of};
+pub use find::{SharedFile, open_shared, ram_of, shared_blocks_of};
 pub use maps::{Mapping, Maps};
 pub use monitor::{RamBlock, parse_gpa2hva, parse_ramblock};
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::io::{Errno, pread, pwrite};
 use sterna_model::{BlockName, ByteCount};
 
@@ -165,6 +166,8 @@ pub enum BlockMemory {
         memory: OwnedFd,
         /// Where the block starts in that process.
         base: u64,
+        /// What the kernel tells of its pages; none where those that are not there may have a content.
+        page_map: Option<OwnedFd>,
     },
     /// In a file: the shared backend's, or one of our own.
     File {
@@ -204,12 +207,13 @@ impl BlockMemory {
     /// [`MemoryError::NotFound`] when there are no more descriptors to be had.
     pub fn try_clone(&self) -> Result<Self, MemoryError> {
         let cloned = match self {
-            Self::Process { block, length_bytes, memory, base } => {
+            Self::Process { block, length_bytes, memory, base, page_map } => {
                 memory.try_clone().map(|memory| Self::Process {
                     block: block.clone(),
                     length_bytes: *length_bytes,
                     memory,
                     base: *base,
+                    page_map: page_map.as_ref().and_then(|map| map.try_clone().ok()),
                 })
             }
             Self::File { block, length_bytes, file, start } => {
@@ -326,30 +330,6 @@ impl BlockMemory {
         }
     }
 
-    /// The next range at or after `offset` that is present in the file, in bytes from the block's start; `None` when there is none. For
-    /// another process's memory everything counts as present.
-    ///
-    /// # Errors
-    /// [`MemoryError`].
-    pub fn next_present(&self, offset: u64) -> Result<Option<Range<u64>>, MemoryError> {
-        let end = self.length_bytes();
-        if offset >= end {
-            return Ok(None);
-        }
-        let Self::File { file, start, .. } = self else { return Ok(Some(offset..end)) };
-        let seek = |to| match rustix::fs::seek(file, to) {
-            Ok(found) => Ok(Some(found.saturating_sub(*start).min(end))),
-            // Past the last of what is looked for.
-            Err(Errno::NXIO) => Ok(None),
-            Err(error) => Err(self.failed(Act::Seek, offset, error)),
-        };
-        let Some(from) = seek(SeekFrom::Data(start + offset))?.filter(|from| *from < end) else {
-            return Ok(None);
-        };
-        let to = seek(SeekFrom::Hole(start + from))?.unwrap_or(end);
-        Ok(Some(from..to))
-    }
-
     fn writable(&self) -> Result<(&OwnedFd, u64), MemoryError> {
         match self {
             Self::File { file, start, .. } => Ok((file, *start)),
@@ -436,6 +416,7 @@ mod tests {
             length_bytes: 4096,
             memory: std::fs::File::open("/proc/self/mem").unwrap().into(),
             base: content.as_ptr() as u64,
+            page_map: None,
         };
         let mut page = [0; 4096];
         memory.read_at(0, &mut page).unwrap();

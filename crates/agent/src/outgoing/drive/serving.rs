@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use sterna_host::memory::main_ram_of;
+use sterna_host::memory::ram_of;
 use sterna_host::tls::DataStream;
 use sterna_migration::source::{Fact, Finish};
 use sterna_model::{JobId, Layout, PAGE_BYTES};
@@ -82,7 +82,7 @@ impl Drive {
             let block = stored.layout.block_named(name);
             let pages = block.ok_or("the journal tells a block without its length")?.pages;
             let length_bytes = u64::from(pages) * PAGE_BYTES as u64;
-            let memory = main_ram_of(&live.process, &live.qmp, name, length_bytes).await;
+            let memory = ram_of(&live.process, &live.qmp, name, length_bytes).await;
             readable.push((name.clone(), memory.map_err(|error| error.to_string())?));
         }
         let memory = SourceMemory::open(&stored.layout, readable, budget_bytes);

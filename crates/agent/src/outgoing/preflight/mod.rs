@@ -16,7 +16,7 @@ mod tests;
 
 use serde_json::json;
 use sterna_api::{MigrateOptions, Strategy};
-use sterna_host::memory::{BlockMemory, main_ram_of};
+use sterna_host::memory::{BlockMemory, ram_of};
 use sterna_host::qmp::{Accelerator, BlockDevice, MemoryBackend, Qmp, QmpError};
 use sterna_model::{BlockName, ByteCount, Refusal};
 use sterna_qemu_args::{Description, RunningFacts};
@@ -112,7 +112,7 @@ async fn look(record: &Record, live: &Live) -> Result<Examined, String> {
 /// Opens the main memory for reading. Where that is not permitted, contents are held within the budget instead.
 pub(super) async fn open_memory(live: &Live, subject: &Subject) -> Vec<(BlockName, BlockMemory)> {
     let block = subject.ram_block.clone();
-    match main_ram_of(&live.process, &live.qmp, &block, subject.ram_bytes.0).await {
+    match ram_of(&live.process, &live.qmp, &block, subject.ram_bytes.0).await {
         Ok(memory) => vec![(block, memory)],
         Err(error) => {
             tracing::warn!(%block, %error, "guest memory cannot be read from outside; contents are held");
