@@ -53,6 +53,16 @@ pub enum MemoryLimit {
     Group,
 }
 
+/// Where a host's agent logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogTo {
+    /// Standard error, a file.
+    #[default]
+    File,
+    /// A journald of its own.
+    Journal,
+}
+
 /// What a host's configuration says beyond names and addresses.
 #[derive(Clone, Debug, Default)]
 pub struct HostSetup {
@@ -70,6 +80,8 @@ pub struct HostSetup {
     pub state_disk: StateDisk,
     /// See [`MemoryLimit`].
     pub memory: MemoryLimit,
+    /// See [`LogTo`].
+    pub log: LogTo,
 }
 
 impl HostSetup {

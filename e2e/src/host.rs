@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::artifacts::sterna;
 use crate::command::{Output, Running, signal, tool, wait_for};
-use crate::configuration::{Authority, HostSetup, MemoryLimit, SOCKET, STATE, StateDisk};
+use crate::configuration::{Authority, HostSetup, LogTo, MemoryLimit, SOCKET, STATE, StateDisk};
+use crate::journald;
 use crate::memory_group::MemoryGroup;
 use crate::world::{Side, World};
 use crate::{Error, Result};
@@ -33,6 +34,7 @@ pub struct Host {
     namespace: String,
     folder: PathBuf,
     group: Option<MemoryGroup>,
+    log: LogTo,
     agent: Option<Child>,
 }
 
@@ -51,7 +53,11 @@ impl Host {
             MemoryLimit::Machine => None,
             MemoryLimit::Group => Some(MemoryGroup::make(&namespace)?),
         };
-        let mut host = Self { side, sterna, namespace, folder, group, agent: None };
+        let log = setup.log;
+        if log == LogTo::Journal {
+            journald::check()?;
+        }
+        let mut host = Self { side, sterna, namespace, folder, group, log, agent: None };
         let pki = host.issue_certificate(world, setup.authority)?;
         let text = setup.configuration(world, side, &pki);
         fs::write(host.configuration_file(), text).map_err(Error::io("writing sterna.toml"))?;
@@ -135,6 +141,9 @@ impl Host {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace]).arg(&self.sterna);
         command.args(["agent", "--config"]).arg(self.configuration_file());
+        if self.log == LogTo::Journal {
+            command = journald::command(&command, &self.folder)?;
+        }
         if let Some(group) = &self.group {
             command = group.command(&command);
         }
@@ -198,6 +207,14 @@ impl Host {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// All that the agent's journald has, each entry with its fields.
+    ///
+    /// # Errors
+    /// It does not log to one ([`LogTo::Journal`]).
+    pub fn journal(&self) -> Result<Vec<Value>> {
+        journald::entries(&self.folder)
     }
 
     /// The configuration's file.

@@ -17,6 +17,7 @@ mod error;
 mod fault;
 mod guest;
 mod host;
+mod journald;
 mod log;
 mod memory_group;
 mod prober;
@@ -29,7 +30,7 @@ mod world;
 pub use artifacts::{
     Accelerator, QEMU, applications, cache, kernel_and_initrd, qemu10, repository, sterna,
 };
-pub use configuration::{Authority, HostSetup, MemoryLimit, Peer, StateDisk};
+pub use configuration::{Authority, HostSetup, LogTo, MemoryLimit, Peer, StateDisk};
 pub use emulated::{EmulatedLink, Link};
 pub use error::{Error, Result, expect_that};
 pub use fault::{Blow, Journals, Phase, Wound};

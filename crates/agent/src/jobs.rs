@@ -143,7 +143,8 @@ impl Job {
     }
 
     /// What is logged of it is logged in here, so that each line has the job and its VM. Of the highest level, so that no
-    /// filter takes it away from a line that it lets through.
+    /// filter takes it away from a line that it lets through. It has to be entered: to the journal, an event that only names
+    /// it as its parent is without them.
     #[must_use]
     pub(crate) fn span(&self) -> tracing::Span {
         tracing::error_span!("move", job = %self.id, vm = %self.vm)

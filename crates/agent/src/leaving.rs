@@ -44,7 +44,9 @@ pub(crate) async fn wind_down(agent: &Arc<Agent>) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     for job in under_way.iter().filter(|job| !job.is_over()) {
-        tracing::warn!(parent: &job.span(), phase = job.phase(), "the move is left to the next agent");
+        job.span().in_scope(|| {
+            tracing::warn!(phase = job.phase(), "the move is left to the next agent");
+        });
     }
     tokio::time::sleep(LAST_WORDS_TAKE).await;
 }

@@ -191,7 +191,7 @@ async fn begin_as(
         wanted.follow = Some(follow);
     }
     let span = job.span();
-    tracing::info!(parent: &span, to = %wanted.to.name, ?kind, "a move begins");
+    span.in_scope(|| tracing::info!(to = %wanted.to.name, ?kind, "a move begins"));
     let driven = drive::run(Arc::clone(agent), Arc::clone(&job), wanted, key);
     tokio::spawn(driven.instrument(span));
     Ok(job)

@@ -191,7 +191,7 @@ pub(crate) fn begin(
     let job = agent.jobs.begin_at_most(most, named, peer.clone(), Role::Destination);
     let job = job.map_err(|not_begun| not_begun.to_refusal(&id))?;
     let span = job.span();
-    tracing::info!(parent: &span, from = %peer, "a VM begins to arrive");
+    span.in_scope(|| tracing::info!(from = %peer, "a VM begins to arrive"));
     let drive = Drive::new(Arc::clone(agent), job, (prepare, checked), token, link, to_events);
     tokio::spawn(drive.run(Inbox { events, peer: from_peer }).instrument(span));
     let control = Arc::default();
