@@ -13,7 +13,7 @@ use sterna_model::{PAGE_BYTES, Page, PageHash, PageId, ZERO_PAGE};
 use crate::bytes::Bytes;
 use crate::format::{Kind, MAX_BODY_BYTES, Record, Section, Sections, no_rest};
 use crate::pack::Unpacker;
-use crate::runs::{Coding, apply};
+use crate::runs::{Coding, apply, check};
 use crate::{FormatError, NoMemory, PageKey, page_hash};
 
 /// What the store has of a page.
@@ -240,6 +240,8 @@ impl<'a, S: PageStore> Decoding<'a, S> {
             _ => &[],
         };
         if !self.is_newer(page, version) {
+            // A batch is good or bad by itself, whatever is here.
+            check(body)?;
             self.outcome.outdated += 1;
             return Ok(());
         }
@@ -350,6 +352,7 @@ impl<'a, S: PageStore> Decoding<'a, S> {
     ) -> Decoded<S> {
         let found = self.store.entry(page).map(|stored| stored.hash);
         if self.is_absent(page) || found != Some(base) {
+            check(body)?;
             return self.missing(page, entry.version, Missing::Base);
         }
         self.read(page)?;

@@ -8,6 +8,7 @@
 //! run is equal.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use sterna_model::{PAGE_BYTES, Page};
 
@@ -86,6 +87,19 @@ pub(crate) fn encode_chunks(
 
 /// Turns the old content in `page` into the new one.
 pub(crate) fn apply(body: &[u8], coding: Coding, page: &mut Page) -> Result<(), FormatError> {
+    each_run(body, |at, run| match coding {
+        Coding::Replace => page[at].copy_from_slice(run),
+        Coding::Xor => page[at].iter_mut().zip(run).for_each(|(old, xor)| *old ^= xor),
+    })
+}
+
+/// Whether a body that is not applied could have been.
+pub(crate) fn check(body: &[u8]) -> Result<(), FormatError> {
+    each_run(body, |_, _| {})
+}
+
+/// Where each run lies in the page, and its bytes.
+fn each_run(body: &[u8], mut each: impl FnMut(Range<usize>, &[u8])) -> Result<(), FormatError> {
     let mut bytes = Bytes::new(body);
     let mut at = 0;
     while !bytes.is_empty() {
@@ -96,10 +110,7 @@ pub(crate) fn apply(body: &[u8], coding: Coding, page: &mut Page) -> Result<(), 
         }
         let run = bytes.take(length, "bytes of a run")?;
         at = first + length;
-        match coding {
-            Coding::Replace => page[first..at].copy_from_slice(run),
-            Coding::Xor => page[first..at].iter_mut().zip(run).for_each(|(old, xor)| *old ^= xor),
-        }
+        each(first..at, run);
     }
     Ok(())
 }

@@ -192,6 +192,24 @@ fn what_is_absent_is_not_built_on_nor_claimed() {
 }
 
 #[test]
+fn a_batch_is_good_or_bad_by_itself() {
+    // A run that begins behind the page's end, and one without a byte.
+    for (body, expected) in [(&[0x81, 0x20, 1, 1][..], "skip of a run"), (&[0, 0], "each run")] {
+        let length = u8::try_from(body.len()).unwrap();
+        // On a base that is not here.
+        let delta = [&[7, 0, 1][..], &[1; 16], &[2; 16], &[length]].concat();
+        let found = refusal(&delta, body);
+        assert!(found.contains(expected), "{found}");
+        // Of a version that is older than what is here.
+        let mut memory = Memory::new(PAGES as usize);
+        decoder(PAGES).decode(&batch(&[1, 0, 9, 1], &[]), &mut memory).unwrap();
+        let sparse = [&[5, 0, 1][..], &[1; 16], &[length]].concat();
+        let found = decode(&batch(&sparse, body), memory).unwrap_err();
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+#[test]
 fn a_frame_that_is_none_is_refused() {
     // One packed literal of 4096 bytes; the frame is 3 bytes of nothing, then empty.
     let records = [&[0x44, 0, 1][..], &[7; 16]].concat();

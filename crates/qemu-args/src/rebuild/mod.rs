@@ -390,15 +390,18 @@ impl<'a> Builder<'a> {
 
     /// The initial RAM disk. A comma separates modules for a multiboot kernel, each with a path of its own.
     fn initrd(&mut self, value: &str) {
-        if value.contains(',') {
-            let reason = format!("-initrd {} names several files", shown(value));
-            return self.refuse(
-                "value-not-allowed",
-                reason,
-                "use one file, without a comma in its name",
-            );
+        let several = |name: &str| name.contains(',');
+        if !several(value) {
+            let kind = Kind::File(FileKind::Boot);
+            match self.scalar("-initrd", value, kind, Access::Read) {
+                // The folder that it is in counts too.
+                check::Checked::Value(path) if several(&path) => {}
+                check::Checked::Value(path) => return self.push("initrd", Some(path)),
+                check::Checked::LeftOut | check::Checked::Refused => return,
+            }
         }
-        self.keep("initrd", value, Kind::File(FileKind::Boot));
+        let reason = format!("-initrd {} names several files", shown(value));
+        self.refuse("value-not-allowed", reason, "use one file, without a comma in its path");
     }
 
     fn uuid(&mut self, value: &str) {

@@ -56,6 +56,19 @@ fn commas_and_newlines_inject_nothing() {
 }
 
 #[test]
+fn an_initial_ram_disk_is_one_file_in_whatever_folder() {
+    let of = |folder: &str, name: &str| {
+        let options = vec![option("initrd", Some(name))];
+        let description = Description { options, ..described("", &facts()) };
+        let description = Description { working_dir: Some(folder.into()), ..description };
+        rebuild(&description, &policy(&[]), &place())
+    };
+    assert!(of("/srv/vm", "initrd.img").unwrap().argv.contains(&"/srv/vm/initrd.img".to_string()));
+    assert_eq!(code(of("/srv/vm", "one.img,two.img")), "value-not-allowed");
+    assert_eq!(code(of("/srv/vm,", "initrd.img")), "value-not-allowed");
+}
+
+#[test]
 fn json_tricks_are_refused() {
     for value in [
         r#"{"driver":"e1000","romfile":"/etc/shadow"}"#,
