@@ -2,9 +2,11 @@
 //!
 //! As in the agent: a worker claims, *then* reads, then writes; a write returns when the link has taken it. What the
 //! destination has is known by content and version; a page whose content did not change is not sent. The page codec is
-//! left out: contents travel as numbers.
+//! left out: contents travel as numbers. Connections may be given up and made anew (`leaving`).
 
-use std::collections::BTreeSet;
+mod leaving;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -76,6 +78,8 @@ struct Worker {
     /// What was read too early, by a planted bug.
     read_early: Option<Vec<u64>>,
     frames: u64,
+    /// Frames that the destination has not acknowledged, and their pages.
+    in_flight: VecDeque<(u64, Vec<PageId>)>,
 }
 
 /// See the module.
@@ -105,28 +109,13 @@ enum Next {
 }
 
 impl Bulk {
-    /// A worker for each connection; `number` tells this bulk's events from those of one before. With `once`, rounds send
-    /// no page twice.
-    pub(crate) fn new(
-        number: u32,
-        tracker: Rc<Tracker>,
-        (pages, once): (u32, bool),
-        connections: &[ConnectionId],
-    ) -> Self {
-        let worker = |(at, connection): (usize, &ConnectionId)| Worker {
-            connection: *connection,
-            order: None,
-            cursor: tracker.cursor(at),
-            claims: Vec::new(),
-            read_early: None,
-            frames: 0,
-        };
-        let workers: Vec<Worker> = connections.iter().enumerate().map(worker).collect();
+    /// Without connections yet. With `once`, rounds send no page twice.
+    pub(crate) fn new(tracker: Rc<Tracker>, (pages, once): (u32, bool)) -> Self {
         Self {
-            number,
+            number: 0,
             known: vec![Known::default(); pages as usize],
-            round: empty_round(0, workers.len()),
-            workers,
+            round: empty_round(0, 0),
+            workers: Vec::new(),
             requested: BTreeSet::new(),
             wire_bytes: 0,
             once,
@@ -254,7 +243,8 @@ impl Bulk {
             if known.content == Some(content) && !whole {
                 continue;
             }
-            if self.once && in_round && known.version > 0 && !whole {
+            // What was lost on its way was not sent, as far as the destination goes.
+            if self.once && in_round && known.content.is_some() && !whole {
                 self.tracker.give_back(page);
                 continue;
             }
@@ -275,6 +265,7 @@ impl Bulk {
         }
         worker.frames += 1;
         let pages = batch.len();
+        worker.in_flight.push_back((worker.frames, batch.iter().map(|sent| sent.page).collect()));
         world.note(|| format!("worker {at} sends {pages} pages"));
         match world.send(worker.connection, Side::Source, Message::Pages(batch)) {
             Some(_) if world.errs(Plant::NoBackPressure) => {
@@ -299,6 +290,13 @@ impl Bulk {
 }
 
 impl World {
+    /// Lets the workers begin the next round; the first one follows QEMU's first pass, also when it is begun anew.
+    pub(crate) fn begin_next_round(&mut self) {
+        let Some(bulk) = &self.bulk else { return };
+        let is_first = bulk.round.number == 0 || !bulk.tracker.first_pass_over();
+        self.begin_round(Order::Round(if is_first { Round::First } else { Round::Later }));
+    }
+
     /// Lets the workers begin a round.
     pub(crate) fn begin_round(&mut self, order: Order) {
         let now = self.now();
@@ -336,11 +334,11 @@ impl World {
         self.bulk = Some(bulk);
         match next {
             Next::At(at) => self.clock.at(at, Event::Work(number, worker)),
-            Next::Done if ended => self.tell(Side::Source, Inbound::Round(sum)),
+            Next::Done if ended => self.tell(Side::Source, Inbound::Round(number, sum)),
             Next::Done => {}
             Next::Failed => {
                 let why = format!("data connection {worker} is broken");
-                self.tell(Side::Source, Inbound::WorkerFailed(why));
+                self.tell(Side::Source, Inbound::WorkerFailed(number, why));
             }
         }
     }

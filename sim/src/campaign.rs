@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::faults::Scenario;
 use crate::oracle::Violation;
-use crate::run::{Options, ThirdStage, run};
+use crate::run::{Options, Rounds, ThirdStage, run};
 use crate::shrink::{Shrunk, shrink};
 use crate::trace::Recording;
 
@@ -35,6 +35,10 @@ pub struct Tally {
     pub events: u64,
     /// The longest that a guest stood and was rolled back with nothing offered, and the seed.
     pub longest_stood: (std::time::Duration, u64),
+    /// How often links broke in the rounds, the source rejoined, and the move was done.
+    pub joined_again: u64,
+    /// How often the destination was not reached again within the limit, and the guest ran on at the source.
+    pub given_up: u64,
     /// How often a guest ran at the destination lacking pages, and became whole.
     pub whole: u64,
     /// How often the source had to rejoin for that.
@@ -51,6 +55,8 @@ impl Tally {
         self.runs += other.runs;
         self.events += other.events;
         self.longest_stood = self.longest_stood.max(other.longest_stood);
+        self.joined_again += other.joined_again;
+        self.given_up += other.given_up;
         self.whole += other.whole;
         self.rejoined += other.rejoined;
         self.lacking += other.lacking;
@@ -73,6 +79,11 @@ pub fn first_failure(
         tally.runs += 1;
         tally.events += run.events;
         tally.longest_stood = tally.longest_stood.max((run.stood, seed));
+        match run.rounds {
+            Some(Rounds::Rejoined) => tally.joined_again += 1,
+            Some(Rounds::GivenUp) => tally.given_up += 1,
+            Some(Rounds::EndedOtherwise) | None => {}
+        }
         match run.third_stage {
             Some(ThirdStage::Whole) => tally.whole += 1,
             Some(ThirdStage::Rejoined) => tally.rejoined += 1,

@@ -1,7 +1,8 @@
 //! Virtual time: the real source and destination machines over a simulated QEMU, link, disk and journal, from one seed.
 //!
 //! ```text
-//!  seed --> scenario: setting + list of faults      oracles: single owner, memory, progress, bounds, truth, twice, placement
+//!  seed --> scenario: setting + list of faults      oracles: single owner, memory, progress, bounds, truth, twice, placement,
+//!                |                                           rejoining
 //!                |                                                 ^ look at every step
 //!  source's agent (real machine, policy, tracker)  --.         .---|--- destination's agent (real machine)
 //!    futures, polled by the run; a crash drops them   --> world <--      journals and QEMUs outlive them
@@ -14,12 +15,11 @@
 //! which the agent's hands have to perform their effects; that the agent's hands keep to these rules is for the tests on real
 //! QEMU (`e2e`). Mistakes that were found in the agent this way are [planted](plant::Plant) here for good.
 //!
-//! The agent does not serve absent pages yet: what the hands here do in the third stage (`serving`, `postcopy`, both drive
-//! loops) is what its hands have to do.
+//! Links may break at any moment: in the rounds the source rejoins and the destination keeps what it has (`away`, `keeping`,
+//! `rejoining`), as in the third stage.
 //!
-//! Not simulated, because there is nothing of it yet: data connections that are made anew while the guest runs at the source,
-//! disks, `follow`, a second job of the same VM, peers that break the protocol. Left out: the page codec and frames (contents
-//! are numbers), blocks that QEMU has to be fed, QEMU's pace by measured rates, `--verify full`, a guest with more than one
+//! Not simulated: disks, `follow`, a second job of the same VM, peers that break the protocol. Left out: the page codec and
+//! frames (contents are numbers), blocks that QEMU has to be fed, QEMU's pace by measured rates, `--verify full`, a guest with more than one
 //! processor. A standstill, a silence, a full disk always end.
 //!
 //! One thread, one source of randomness, no clock, no I/O: a seed replays to the same trace, and a failing one shrinks.
@@ -32,6 +32,7 @@ pub mod disk;
 pub mod faults;
 mod guest;
 mod hands;
+mod host;
 mod message;
 mod network;
 pub mod oracle;

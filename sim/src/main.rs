@@ -94,6 +94,10 @@ fn many(arguments: &Arguments) -> bool {
     let took = begun.elapsed().as_secs_f64();
     println!("{} seeds, {} events, {took:.1} s, {failures} failures", tally.runs, tally.events);
     println!("{:?}", tally.outcomes);
+    let Tally { joined_again, given_up, .. } = tally;
+    println!(
+        "links that broke in the rounds: {joined_again} joined again and done, {given_up} given up"
+    );
     let Tally { whole, rejoined, lacking, .. } = tally;
     println!(
         "lacking pages at the destination: {whole} became whole, {rejoined} by rejoining, {lacking} did not"

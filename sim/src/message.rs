@@ -38,9 +38,9 @@ pub(crate) enum Message {
     Vanished(String),
     /// The guest waits for these.
     Wanted(Vec<PageId>),
-    /// Connections are made anew: what is lacking?
+    /// Connections are made anew: what is lacking, if the guest runs there?
     Rejoin,
-    /// These are lacking.
+    /// So be it; these are lacking, if it does.
     Rejoined(Vec<PageId>),
     /// Our QEMU is dead.
     Discarded,
@@ -50,6 +50,8 @@ pub(crate) enum Message {
     Answer(State),
     /// These are missing.
     Missing(Vec<(PageId, u32)>),
+    /// So many frames of each connection are applied.
+    Applied(Vec<u64>),
     /// Are you there?
     Ping,
     /// Yes.
@@ -131,6 +133,7 @@ impl Message {
             Self::Inquire => "inquire",
             Self::Answer(_) => "answer",
             Self::Missing(_) => "missing",
+            Self::Applied(_) => "applied",
             Self::Ping => "ping",
             Self::Pong => "pong",
         }

@@ -37,6 +37,17 @@ pub(crate) enum Closing {
     Broken,
 }
 
+/// What came of connecting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// It is there.
+    Link(ConnectionId),
+    /// The host is there, and nobody listens.
+    Nobody,
+    /// Nothing is heard.
+    Nothing,
+}
+
 #[derive(Debug)]
 struct Connection {
     kind: Kind,
@@ -68,6 +79,11 @@ impl World {
         Some(self.network.silent_until).filter(|until| *until > self.now())
     }
 
+    /// When the last silence is over, or was.
+    pub(crate) const fn last_silence(&self) -> Instant {
+        self.network.silent_until
+    }
+
     /// What a connection is for.
     pub(crate) fn kind_of(&self, id: ConnectionId) -> Option<Kind> {
         self.network.connections.get(id).map(|connection| connection.kind)
@@ -75,9 +91,20 @@ impl World {
 
     /// Makes a connection from the source, if the other host can be reached now.
     pub(crate) fn connect(&mut self, kind: Kind) -> Option<ConnectionId> {
+        match self.reach(kind) {
+            Reached::Link(id) => Some(id),
+            Reached::Nobody | Reached::Nothing => None,
+        }
+    }
+
+    /// The same, with the reason why there is none.
+    pub(crate) fn reach(&mut self, kind: Kind) -> Reached {
         let there = &self.hosts[Side::Destination.index()];
-        if self.silent_until().is_some() || !there.up || !there.listening {
-            return None;
+        if self.silent_until().is_some() || !there.powered {
+            return Reached::Nothing;
+        }
+        if !there.up || !there.listening {
+            return Reached::Nobody;
         }
         self.network.connections.push(Connection {
             kind,
@@ -86,7 +113,38 @@ impl World {
             busy_until: self.now(),
             pages_in_flight: 0,
         });
-        Some(self.network.connections.len() - 1)
+        Reached::Link(self.network.connections.len() - 1)
+    }
+
+    /// Connections for pages, all at once; none when one of them is not taken.
+    pub(crate) fn connect_data(&mut self, count: usize) -> Option<Vec<ConnectionId>> {
+        let mut made = Vec::new();
+        for number in 0..count {
+            if self.receiver.is_none() {
+                break;
+            }
+            let Some(id) = self.connect(Kind::Data(number)) else { break };
+            made.push(id);
+            if !self.receiver.as_mut().is_some_and(|receiver| receiver.attach(number)) {
+                let why = format!("expected each data connection once, found {number} again");
+                self.tell(Side::Destination, Inbound::StreamFailed(why));
+            }
+        }
+        if made.len() == count {
+            return Some(made);
+        }
+        for id in made {
+            self.close(id, Side::Source, Closing::Broken);
+        }
+        None
+    }
+
+    /// An end says that nothing more comes from it. It goes on to hear what the other one says.
+    pub(crate) fn shut(&mut self, id: ConnectionId, side: Side) {
+        self.close(id, side, Closing::InOrder);
+        if let Some(connection) = self.network.connections.get_mut(id) {
+            connection.open[side.index()] = true;
+        }
     }
 
     /// How long it takes to connect, or to learn that it does not work.

@@ -60,6 +60,16 @@ pub enum Plant {
     BrokenPushIsIgnored,
     /// Rounds of a three-stage copy send what has changed again.
     RoundsSendAgain,
+    /// A source that rejoins in the rounds does not send again what was under way and not acknowledged.
+    RejoinForgetsUnacknowledged,
+    /// The destination drops what it has when its source is away in the rounds.
+    AwayDiscards,
+    /// The destination keeps what it has for ever when its source is away.
+    KeepsForEver,
+    /// The destination does not take a stream's head again from a source that has rejoined.
+    HeadTwiceFails,
+    /// A destination that was restarted, and knows of no page any more, lets its source rejoin as though nothing had been.
+    RestartedIsRejoined,
     /// Found: a destination that restarts *entitled*, with its VM missing in the registry, takes that for *prepared*.
     FoundEntitledWithoutVm,
     /// Found: a destination that restarts *entitled*, with its QEMU gone, does not journal that it came to an end.

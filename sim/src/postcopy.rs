@@ -43,11 +43,10 @@ impl World {
     /// The destination's guest is its own and lacks pages: faults that wait for this moment count from here.
     pub(crate) fn lacking_begins(&mut self) {
         self.lacking_since = Some(self.now());
-        for number in 0..self.faults.len() {
-            if let Moment::Lacking(after) = self.faults[number].0.at {
-                self.clock.after(after, Event::Fault(number));
-            }
-        }
+        self.moment_comes(|moment| match moment {
+            Moment::Lacking(after) => Some(after),
+            _ => None,
+        });
         self.look_again(LOOK_SOON);
     }
 

@@ -89,10 +89,32 @@ impl Receiver {
         &self.lacking
     }
 
-    /// Connections are made anew: all of them may come once more.
+    /// Connections are made anew: all of them may come once more, and none has brought anything.
     pub(crate) fn join_again(&mut self) {
         self.joins += 1;
         self.attached.iter_mut().for_each(|attached| *attached = false);
+        self.early.iter_mut().for_each(VecDeque::clear);
+        self.frames.iter_mut().for_each(|frames| *frames = 0);
+    }
+
+    /// Frames applied, of each connection.
+    pub(crate) fn frames(&self) -> Vec<u64> {
+        self.frames.clone()
+    }
+
+    /// The pages that were asked for and have not come.
+    pub(crate) fn missing(&self) -> Vec<(PageId, u32)> {
+        self.missing.iter().map(|(page, version)| (*page, *version)).collect()
+    }
+
+    /// Whether a page is here with this hash.
+    pub(crate) fn has(&self, page: PageId, hash: PageHash) -> bool {
+        self.table.get(page.index()).is_some_and(|(_, found)| *found == hash)
+    }
+
+    /// Whether a page was asked for and has not come.
+    pub(crate) fn misses(&self, page: PageId) -> bool {
+        self.missing.contains_key(&page)
     }
 
     /// Takes a data connection, each once.
@@ -135,9 +157,8 @@ impl World {
         }
         for sent in pages {
             if std::mem::take(&mut self.decode_fails) {
-                let joins = self.receiver.as_ref().map_or(0, |receiver| receiver.joins);
                 let why = "a page's hash is not what was announced".into();
-                return self.tell(Side::Destination, Inbound::StreamFailed(joins, why));
+                return self.tell(Side::Destination, Inbound::StreamFailed(why));
             }
             if self.receiver.as_ref().is_some_and(|receiver| receiver.feeding) {
                 self.receive_absent(*sent);
@@ -209,6 +230,11 @@ impl World {
         }
     }
 
+    /// Whether pages are applied as they come.
+    pub(crate) fn is_memory_open(&self) -> bool {
+        self.receiver.as_ref().is_some_and(|receiver| receiver.open)
+    }
+
     /// The layout is known: what came early is applied.
     pub(crate) fn open_memory(&mut self) -> Result<(), String> {
         let Some(receiver) = self.receiver.as_mut() else {
@@ -232,7 +258,7 @@ impl World {
         if how == Closing::Broken && self.receiver.is_some() {
             let joins = self.receiver.as_ref().map_or(0, |receiver| receiver.joins);
             let why = format!("data connection {number} is broken");
-            self.tell(Side::Destination, Inbound::StreamFailed(joins, why));
+            self.tell(Side::Destination, Inbound::LinkLost(joins, why));
         }
     }
 
@@ -254,5 +280,13 @@ impl World {
             }
         }
         self.tell(Side::Destination, Inbound::QemuLoaded);
+    }
+
+    /// The connections for pages are given up: what they would still bring is not heard.
+    pub(crate) fn leave_receiver(&mut self) {
+        self.close_data(Side::Destination);
+        if let Some(receiver) = self.receiver.as_mut() {
+            receiver.join_again();
+        }
     }
 }

@@ -43,6 +43,8 @@ pub struct Run {
     pub outcome: Option<OutcomeName>,
     /// How long the guest stood, at most, before it ran on at the source with nothing offered.
     pub stood: Duration,
+    /// What became of a job whose links broke in the rounds, if they did.
+    pub rounds: Option<Rounds>,
     /// What became of a guest that lacked pages at the destination, if one did.
     pub third_stage: Option<ThirdStage>,
     /// Events.
@@ -51,6 +53,17 @@ pub struct Run {
     pub took: Duration,
     /// What happened.
     pub trace: Trace,
+}
+
+/// What became of a job whose links broke in the rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    /// The source rejoined, and the move was done.
+    Rejoined,
+    /// The destination was not reached within the limit, and the guest runs on at the source.
+    GivenUp,
+    /// Something else ended it.
+    EndedOtherwise,
 }
 
 /// What became of a guest that lacked pages at the destination.
@@ -82,6 +95,7 @@ struct Running {
     agents: [Option<Agent>; 2],
     events: u64,
     outcome: Option<OutcomeName>,
+    rounds: Option<Rounds>,
     helped: bool,
 }
 
@@ -102,6 +116,7 @@ pub fn run(scenario: &Scenario, options: Options) -> Run {
         agents: [None, None],
         events: 0,
         outcome: None,
+        rounds: None,
         helped: false,
     };
     running.start(Side::Destination);
@@ -114,6 +129,7 @@ pub fn run(scenario: &Scenario, options: Options) -> Run {
         violation: world.oracles.violation().cloned(),
         outcome: running.outcome,
         stood: world.oracles.progress.stood,
+        rounds: running.rounds,
         third_stage: world.third_stage(),
         events: running.events,
         took: world.now().since(Instant::default()),
@@ -206,6 +222,8 @@ impl Running {
     fn first_end(&mut self) {
         let mut world = self.world.borrow_mut();
         world.check_success();
+        world.check_rejoining();
+        self.rounds = world.rounds();
         if let Some(Ended::Source(name)) = world.oracles.progress.how_ended(Side::Source) {
             self.outcome = Some(*name);
         }
@@ -242,7 +260,9 @@ impl Running {
         match event {
             Event::Poll(side) => self.poll(side),
             Event::Restart(side) => {
-                self.world.borrow_mut().host(side).up = true;
+                let mut world = self.world.borrow_mut();
+                (world.host(side).up, world.host(side).powered) = (true, true);
+                drop(world);
                 self.start(side);
             }
             other => happen_in(&mut self.world.borrow_mut(), other),
@@ -278,10 +298,11 @@ fn happen_in(world: &mut World, event: Event) {
         Event::Break(connections) => world.time_out(connections),
         Event::Dialed(life) => {
             if world.host(Side::Source).lives == life {
-                let link = world.connect(crate::network::Kind::Control);
-                world.tell(Side::Source, Inbound::Dialed(link));
+                let reached = world.reach(crate::network::Kind::Control);
+                world.tell(Side::Source, Inbound::Dialed(reached));
             }
         }
+        Event::Joined(life, attempt, count) => world.joined(life, attempt, count),
         Event::Work(number, worker) => world.work(number, worker),
         Event::Stream(turn) => world.stream(turn),
         Event::Loaded => world.loaded(),

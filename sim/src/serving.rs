@@ -36,6 +36,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// Whether it has this number.
+    pub(crate) const fn is(&self, number: u32) -> bool {
+        self.number == number
+    }
+
     fn urgent_worker(&self) -> usize {
         self.connections.len().saturating_sub(1)
     }
@@ -60,8 +65,8 @@ impl Server {
 impl World {
     /// Begins to send these pages over these connections.
     pub(crate) fn serve(&mut self, lacking: BTreeSet<PageId>, connections: Vec<ConnectionId>) {
-        self.servers += 1;
-        let (number, workers) = (self.servers, connections.len());
+        self.links += 1;
+        let (number, workers) = (self.links, connections.len());
         self.note(|| format!("{} absent pages are served", lacking.len()));
         self.server = Some(Server {
             number,
@@ -133,7 +138,7 @@ impl World {
             }
             None => {
                 let why = format!("data connection {worker} is broken");
-                self.tell(Side::Source, Inbound::WorkerFailed(why));
+                self.tell(Side::Source, Inbound::WorkerFailed(number, why));
             }
         }
     }

@@ -4,7 +4,6 @@
 //! [run](crate::run) polls; they reach the world through their [hands](crate::hands), and a crash drops the future at
 //! whatever it was waiting for.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,11 +12,13 @@ use sterna_model::{Instant, PageId};
 
 use crate::bulk::{Bulk, RoundSum};
 use crate::clock::Clock;
-use crate::disk::{Crash, Disk, Owner, Record};
+use crate::disk::{Crash, Owner, Record};
 use crate::faults::{Fault, Moment, Scenario, Setting, Side, What};
 use crate::guest::Guest;
+pub(crate) use crate::host::Fate;
+use crate::host::Host;
 use crate::message::Message;
-use crate::network::{Closing, ConnectionId, Network};
+use crate::network::{Closing, ConnectionId, Network, Reached};
 use crate::oracle::{Gauge, Oracle, Oracles};
 use crate::plant::Plant;
 use crate::postcopy::{Fed, Pipe};
@@ -41,13 +42,15 @@ pub(crate) enum Event {
     Break(usize),
     /// A connection that was asked for in the background is there, or not; of an agent's life of this number.
     Dialed(u32),
-    /// A worker goes on; of a bulk of this number.
+    /// So many connections for pages, of this attempt to rejoin, are there, or not; of an agent's life of this number.
+    Joined(u32, u32, usize),
+    /// A worker goes on; of a set of connections of this number.
     Work(u32, usize),
     /// The source's QEMU goes on with its stream, if its turn is this.
     Stream(u64),
     /// The destination's QEMU has loaded, or not.
     Loaded,
-    /// A worker sends absent pages; of a server of this number.
+    /// A worker sends absent pages; of a set of connections of this number.
     Serve(u32, usize),
     /// The destination's QEMU reads this from its stream of this number.
     Fed(u32, Fed),
@@ -67,17 +70,21 @@ pub(crate) enum Inbound {
     /// Such a connection is gone.
     Closed(ConnectionId),
     /// A connection that was asked for in the background.
-    Dialed(Option<ConnectionId>),
+    Dialed(Reached),
+    /// The connections for pages of this attempt to rejoin.
+    Joined(u32, Option<Vec<ConnectionId>>),
     /// Of the source's stream of this number.
     Stream(u32, StreamEvent),
-    /// All workers are through with a round.
-    Round(RoundSum),
-    /// A worker cannot go on.
-    WorkerFailed(String),
+    /// All workers of a set of connections of this number are through with a round.
+    Round(u32, RoundSum),
+    /// One of its workers cannot go on.
+    WorkerFailed(u32, String),
     /// Frames were applied.
     Progress,
-    /// What came on the connections that were made so often anew cannot be used.
-    StreamFailed(u32, String),
+    /// One of the connections for pages that were made so often anew broke.
+    LinkLost(u32, String),
+    /// What came on one cannot be used.
+    StreamFailed(String),
     /// The destination's QEMU has loaded.
     QemuLoaded,
     /// Its guest waits for an absent page.
@@ -105,44 +112,6 @@ pub(crate) enum StreamEvent {
     Broken,
 }
 
-/// What the next command to a QEMU meets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// A refusal.
-    Refused,
-    /// Silence.
-    Hangs,
-}
-
-/// A host: its agent's inbox, its disk, its QEMU.
-#[derive(Debug)]
-pub(crate) struct Host {
-    /// The agent runs.
-    pub up: bool,
-    /// Its lives so far.
-    pub lives: u32,
-    /// It takes connections.
-    pub listening: bool,
-    /// What its loop has not heard yet.
-    pub inbox: VecDeque<Inbound>,
-    /// Its disk.
-    pub disk: Disk,
-    /// Its QEMU for the guest, dead or alive.
-    pub qemu: Option<Qemu>,
-    /// It is about to end before its time.
-    pub crash: Option<(Crash, Duration)>,
-    /// It does nothing until then.
-    pub stalled_until: Instant,
-    /// What its next command meets.
-    pub fate: Option<Fate>,
-    /// What its next sync takes.
-    pub slow_sync: Option<Duration>,
-    steps: u32,
-    appends: u32,
-    steps_since_append: u32,
-    poll_pending: bool,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -161,7 +130,12 @@ pub(crate) struct World {
     pub receiver: Option<Receiver>,
     /// The source's workers for absent pages; part of its agent.
     pub server: Option<Server>,
-    pub servers: u32,
+    /// Sets of connections for pages that the source has made: the last one counts.
+    pub links: u32,
+    /// The attempt to rejoin whose connections for pages are awaited; part of the source's agent.
+    pub joining: Option<u32>,
+    /// Where the source's machine is.
+    pub source_phase: &'static str,
     /// The destination's stream into its QEMU.
     pub pipe: Pipe,
     pub look_turn: u64,
@@ -204,7 +178,9 @@ impl World {
             bulk: None,
             receiver: None,
             server: None,
-            servers: 0,
+            links: 0,
+            joining: None,
+            source_phase: "",
             pipe: Pipe::default(),
             look_turn: 0,
             lacking_since: None,
@@ -261,6 +237,12 @@ impl World {
         if !host.up {
             return;
         }
+        // A later acknowledgement says all that an earlier one has said.
+        let acknowledges =
+            |inbound: &Inbound| matches!(inbound, Inbound::Message(_, Message::Applied(_)));
+        if acknowledges(&what) {
+            host.inbox.retain(|inbound| !acknowledges(inbound));
+        }
         host.inbox.push_back(what);
         let length = host.inbox.len();
         self.gauge(Gauge::Inbox, length);
@@ -296,7 +278,9 @@ impl World {
         self.note(|| format!("{side:?} [{step}] {what}"));
         for number in 0..self.faults.len() {
             let due = match self.faults[number].0.at {
-                Moment::Time(_) | Moment::Lacking(_) => false,
+                Moment::Time(_) | Moment::Lacking(_) | Moment::Copying(_) | Moment::Away(_) => {
+                    false
+                }
                 Moment::Step(of, wanted) => of == side && wanted == step,
                 Moment::Append(of, wanted, steps) => {
                     of == side && append > 0 && append - 1 == wanted && since == steps
@@ -318,10 +302,16 @@ impl World {
 
     /// A fault strikes, once.
     pub(crate) fn strike(&mut self, number: usize) {
-        let over = !self.is_lacking();
+        let (copying, away) = (self.source_phase == "copying", self.is_away());
+        let lacking = self.is_lacking();
         let Some((fault, struck)) = self.faults.get_mut(number) else { return };
-        // Its moment has passed.
-        if over && matches!(fault.at, Moment::Lacking(_)) {
+        let is_time = match fault.at {
+            Moment::Lacking(_) => lacking,
+            Moment::Copying(_) => copying,
+            Moment::Away(_) => away,
+            Moment::Time(_) | Moment::Step(..) | Moment::Append(..) => true,
+        };
+        if !is_time {
             return;
         }
         if std::mem::replace(struck, true) {
@@ -357,6 +347,15 @@ impl World {
             What::UserPauses => self.user_stops(RunState::Paused),
             What::Shutdown => self.user_stops(RunState::Shutdown),
             What::Stalls(side, time) => self.host(side).stalled_until = now.after(time),
+        }
+    }
+
+    /// Lets faults that wait for a moment of this kind, which is now, strike so long after it.
+    pub(crate) fn moment_comes(&mut self, after: impl Fn(Moment) -> Option<Duration>) {
+        for number in 0..self.faults.len() {
+            if let Some(after) = after(self.faults[number].0.at) {
+                self.clock.after(after, Event::Fault(number));
+            }
         }
     }
 
@@ -403,6 +402,7 @@ impl World {
         let host = self.host(side);
         host.up = false;
         host.listening = false;
+        host.powered = how == Crash::Process;
         host.lives += 1;
         host.inbox.clear();
         host.crash = None;
@@ -421,6 +421,8 @@ impl World {
                 self.tracker = None;
                 self.bulk = None;
                 self.server = None;
+                self.joining = None;
+                self.source_phase = "";
                 let keeps = self.random.chance(700);
                 self.source_qemu(|qemu| qemu.lose_reader(now, keeps));
             }
@@ -435,26 +437,5 @@ impl World {
             self.qemu_dies(side, "power");
         }
         self.clock.after(down, Event::Restart(side));
-    }
-}
-
-impl Host {
-    fn new(qemu: Option<Qemu>) -> Self {
-        Self {
-            up: true,
-            lives: 0,
-            listening: false,
-            inbox: VecDeque::new(),
-            disk: Disk::default(),
-            qemu,
-            crash: None,
-            stalled_until: Instant::default(),
-            fate: None,
-            slow_sync: None,
-            steps: 0,
-            appends: 0,
-            steps_since_append: 0,
-            poll_pending: false,
-        }
     }
 }

@@ -7,7 +7,7 @@ use sterna_sim::campaign::{Tally, first_failure};
 use sterna_sim::disk::{Ailment, Crash};
 use sterna_sim::faults::{Cut, Fault, Moment, Scenario, Side, What};
 use sterna_sim::oracle::Oracle::{
-    self, Bounds, Memory, Placement, Progress, SingleOwner, Truth, Twice,
+    self, Bounds, Memory, Placement, Progress, Rejoining, SingleOwner, Truth, Twice,
 };
 use sterna_sim::plant::Plant;
 use sterna_sim::run::{Options, run};
@@ -84,6 +84,15 @@ fn what_is_lost_between_two_hosts_is_noticed() {
     caught(Plant::DeathIsNotTold, Progress, 5_000);
     caught(Plant::BrokenPushIsIgnored, Progress, 10_000);
     caught(Plant::FedIsPlaced, Progress, 60_000);
+}
+
+#[test]
+fn a_link_that_breaks_in_the_rounds_costs_neither_pages_nor_the_move() {
+    caught(Plant::RejoinForgetsUnacknowledged, Rejoining, 1_000);
+    caught(Plant::AwayDiscards, Rejoining, 1_000);
+    caught(Plant::HeadTwiceFails, Rejoining, 1_000);
+    caught(Plant::RestartedIsRejoined, Rejoining, 30_000);
+    caught(Plant::KeepsForEver, Progress, 1_000);
 }
 
 #[test]

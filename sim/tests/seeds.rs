@@ -32,8 +32,9 @@ fn no_law_is_broken() {
         assert!(often > SEEDS / 1000, "{outcome}: {:?}", tally.outcomes);
     }
     assert!(tally.outcomes["done"] > SEEDS / 3, "{:?}", tally.outcomes);
-    // Nor one in which no guest ever lacks pages, no link breaks then, and no QEMU dies.
-    for often in [tally.whole, tally.rejoined, tally.lacking] {
+    // Nor one in which no guest ever lacks pages, no link breaks then, and no QEMU dies; or in which no link breaks in the
+    // rounds, for a while or for too long.
+    for often in [tally.whole, tally.rejoined, tally.lacking, tally.joined_again, tally.given_up] {
         assert!(often > SEEDS / 1000, "{tally:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! The drive loop of a move that arrives.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
 use sterna_migration::destination::{Destination, Effect, End, Fact};
 use sterna_migration::journal::DestinationRecord;
@@ -13,7 +14,7 @@ use crate::message::Message;
 use crate::network::ConnectionId;
 use crate::oracle::{Ended, Gauge};
 use crate::plant::Plant;
-use crate::world::Inbound;
+use crate::world::{Inbound, World};
 
 /// See the module.
 pub(super) struct Drive {
@@ -39,6 +40,12 @@ pub(super) struct Drive {
     /// Absent pages that the guest waits for.
     pub(super) wanted: BTreeSet<PageId>,
     pub(super) abandoned: bool,
+    /// All connections are gone, and the source may come back: for so long what is here is kept.
+    pub(super) away: Option<Duration>,
+    /// The source made its connections anew, and does not know whether its stream's head had arrived.
+    pub(super) head_may_repeat: bool,
+    /// When frames were acknowledged last.
+    pub(super) acknowledged_at: Option<Instant>,
 }
 
 impl Drive {
@@ -58,6 +65,9 @@ impl Drive {
             feeds: true,
             wanted: BTreeSet::new(),
             abandoned: false,
+            away: None,
+            head_may_repeat: false,
+            acknowledged_at: None,
         }
     }
 
@@ -81,6 +91,15 @@ impl Drive {
         self.machine = Some(machine);
         self.effects.extend(effects);
         self.perform().await;
+    }
+
+    /// For a planted bug: the machine is where pages come in, and nothing was done for that.
+    pub(super) fn receives(&mut self) {
+        let mut effects = Vec::new();
+        let begun = Destination::begin(&mut effects);
+        let started = [Fact::Journaled(DestinationRecord::Prepared), Fact::QemuStarted];
+        let machine = |machine: Destination, fact| machine.handle(fact, &mut effects);
+        self.machine = Some(started.into_iter().fold(begun, machine));
     }
 
     /// How the job ended, if it did.
@@ -113,7 +132,10 @@ impl Drive {
                 None if self.recover_at == until => self.recover_stream().await,
                 None => {
                     self.watch_until = None;
-                    self.fact(Fact::PeerLost("it fell silent".into()));
+                    if self.away.is_some() {
+                        self.hands.with(|world| world.kept_for_too_long());
+                    }
+                    self.fact(Fact::PeerLost("it fell silent, or did not come back".into()));
                 }
             }
         }
@@ -149,11 +171,12 @@ impl Drive {
             Inbound::Closed(link) => {
                 self.forget(link);
                 if link == self.control {
-                    self.fact(Fact::PeerLost("the connection is closed".into()));
+                    self.lost("the connection is closed".into());
                 }
             }
             Inbound::Progress => self.progressed().await,
-            Inbound::StreamFailed(joins, why) => self.stream_failed(joins, why),
+            Inbound::LinkLost(joins, why) => self.link_lost(joins, why),
+            Inbound::StreamFailed(why) => self.stream_failed(why),
             Inbound::Requested(page) => self.requested(page).await,
             Inbound::FeedBroken => self.fact(Fact::StreamBroken("QEMU closed it".into())),
             Inbound::QemuComplete => self.fact(Fact::MemoryComplete),
@@ -173,6 +196,9 @@ impl Drive {
     }
 
     pub(super) fn fact(&mut self, fact: Fact) {
+        if matches!(fact, Fact::PeerLost(_)) && !self.may_be_rejoined() {
+            self.hands.with(World::link_is_the_end);
+        }
         let Some(machine) = self.machine.take() else { return };
         let phase = machine.phase();
         self.hands.with(|world| world.note(|| format!("Destination in {phase}: {fact:?}")));
@@ -193,6 +219,8 @@ impl Drive {
                 Effect::Resume(entitlement) => self.resume(entitlement).await,
                 Effect::RecoverStream => self.recover_stream().await,
                 Effect::KillQemu => self.kill().await,
+                Effect::WatchSource(_)
+                    if self.away.is_some() && self.hands.errs(Plant::KeepsForEver) => {}
                 Effect::WatchSource(limit) => {
                     self.watch_until = Some(self.hands.now().after(limit));
                 }

@@ -59,6 +59,9 @@ impl Drive {
 
     /// The source comes again.
     pub(super) async fn joined_by(&mut self, link: ConnectionId) {
+        if self.may_be_rejoined() {
+            return self.rejoin_rounds(link).await;
+        }
         if self.phase() != "faulting" {
             self.asked_by(link);
             return self.fact(Fact::Asked);
@@ -98,15 +101,26 @@ impl Drive {
         }
     }
 
-    /// A connection for pages broke, or brought what cannot be used.
-    pub(super) fn stream_failed(&mut self, joins: u32, why: String) {
+    /// A connection for pages broke. What earlier ones still say is nothing about the present ones.
+    pub(super) fn link_lost(&mut self, joins: u32, why: String) {
+        let current = self.hands.with(|world| world.receiver.as_ref().map(|now| now.joins));
+        if current != Some(joins) {
+            return;
+        }
+        if self.phase() != "faulting" {
+            return self.lost(why);
+        }
+        if !self.hands.errs(Plant::BrokenPushIsIgnored) {
+            self.drop_links();
+        }
+    }
+
+    /// A connection for pages brought what cannot be used.
+    pub(super) fn stream_failed(&mut self, why: String) {
         if self.phase() != "faulting" {
             return self.fact(Fact::Failed(why));
         }
-        let current = self.hands.with(|world| world.receiver.as_ref().map(|now| now.joins));
-        if current == Some(joins) && !self.hands.errs(Plant::BrokenPushIsIgnored) {
-            self.drop_links();
-        }
+        self.drop_links();
     }
 
     /// The source sees that, and rejoins.

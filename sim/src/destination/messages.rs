@@ -14,6 +14,13 @@ const MAX_ASKING: usize = 4;
 impl Drive {
     pub(super) async fn message(&mut self, link: ConnectionId, message: Message) {
         match message {
+            // What a connection that was replaced has brought is of before.
+            Message::StreamHead
+            | Message::Tail(_)
+            | Message::Final(_)
+            | Message::Commit
+            | Message::Abort(_)
+                if link != self.control => {}
             Message::StreamHead => {
                 if let Err(why) = self.open().await {
                     self.fact(Fact::Failed(why));
@@ -68,6 +75,7 @@ impl Drive {
         if let Some(asked) = asked.filter(|asked| !asked.is_empty()) {
             self.answer_all(Message::Missing(asked)).await;
         }
+        self.acknowledge();
         let complete = self.hands.with(|world| world.receiver.as_mut()?.take_complete());
         if let Some(root) = complete {
             self.fact(Fact::FinalReceived(root));

@@ -5,6 +5,7 @@
 
 mod drive;
 mod faulting;
+mod keeping;
 mod messages;
 mod qemu;
 mod recovery;

@@ -53,6 +53,12 @@ impl Drive {
 
     /// The source's stream has begun: the memory is opened, and QEMU begins to load.
     pub(super) async fn open(&mut self) -> Result<(), String> {
+        // Whether it had arrived is not known to a source whose connections broke.
+        let repeats = std::mem::take(&mut self.head_may_repeat);
+        let may_repeat = repeats && !self.hands.errs(Plant::HeadTwiceFails);
+        if may_repeat && self.hands.with(|world| world.is_memory_open()) {
+            return Ok(());
+        }
         self.hands.with(|world| world.open_memory())?;
         let begun = self.hands.qemu(Command::Incoming).await;
         begun.map_err(|error| format!("migrate-incoming: {error:?}"))?;

@@ -39,6 +39,9 @@ pub(super) async fn recover(hands: &Hands, memory: &mut Memory) -> Option<Drive>
         DestinationRecord::Faulting if !hands.errs(Plant::FaultingDiscards) => {
             faulting(hands, alive, story.guest_ran).await
         }
+        DestinationRecord::Prepared if alive && hands.errs(Plant::RestartedIsRejoined) => {
+            Drive::as_though_nothing_had_been(hands)
+        }
         _ => discard(hands, record, alive).await,
     };
     memory.ended = drive.how_ended().map(Ended::Destination);

@@ -99,6 +99,62 @@ fn what_in_stage_three(random: &mut Random, setting: &Setting) -> What {
     }
 }
 
+/// A share of the runs has links that break in the rounds, and more that goes wrong then.
+pub(super) fn rounds(random: &mut Random, setting: &Setting, faults: &mut Vec<Fault>) {
+    if !random.chance(200) {
+        return;
+    }
+    let (soon, late) = (Duration::from_micros(10), Duration::from_secs(2));
+    // Often nothing else, so that the move has to be done.
+    if random.chance(500) {
+        faults.clear();
+    }
+    let at = Moment::Copying(random.time_of_any_scale(soon, late));
+    faults.push(Fault { at, what: cut_in_rounds(random, setting) });
+    let more = match random.below(10) {
+        0..=4 => 0,
+        5..=7 => 1,
+        _ => random.between(2, 4),
+    };
+    for _ in 0..more {
+        let at = if random.chance(600) {
+            Moment::Away(random.time_of_any_scale(soon, Duration::from_secs(20)))
+        } else {
+            Moment::Copying(random.time_of_any_scale(soon, late))
+        };
+        faults.push(Fault { at, what: what_in_rounds(random, setting) });
+    }
+}
+
+fn cut_in_rounds(random: &mut Random, setting: &Setting) -> What {
+    match random.below(10) {
+        0..=2 => What::Cut(Cut::All),
+        3..=4 => What::Cut(Cut::Control),
+        5..=7 => What::Cut(Cut::Data(random.index(setting.connections + 1))),
+        _ => {
+            What::Silence(random.time_of_any_scale(setting.link_timeout, setting.link_timeout * 3))
+        }
+    }
+}
+
+fn what_in_rounds(random: &mut Random, setting: &Setting) -> What {
+    let (millis, seconds) = (Duration::from_millis, Duration::from_secs);
+    let long = random.time_of_any_scale(millis(1), seconds(40));
+    let side = side(random);
+    match random.below(20) {
+        0..=6 => cut_in_rounds(random, setting),
+        7..=9 => What::Silence(random.time_of_any_scale(millis(1), seconds(100))),
+        10..=12 => What::Crash(side, Crash::Process, long),
+        13 => What::Crash(side, Crash::Power, long),
+        14 => What::Cancel,
+        15 => What::QemuDies(side),
+        16 => What::Completes,
+        17 => What::BaseMissing,
+        18 => What::UserPauses,
+        _ => What::Stalls(side, long.min(seconds(15))),
+    }
+}
+
 /// What goes wrong: nothing in a tenth of the runs, much in another one.
 pub(super) fn faults(random: &mut Random, setting: &Setting) -> Vec<Fault> {
     let count = match random.below(10) {

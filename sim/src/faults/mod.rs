@@ -117,6 +117,10 @@ pub enum Moment {
     Append(Side, u32, u32),
     /// So long after the guest runs at the destination and lacks pages, if it still does.
     Lacking(Duration),
+    /// So long after pages begin to be copied, if the guest still runs at the source then.
+    Copying(Duration),
+    /// So long after the links broke in the rounds, if they are not made anew by then.
+    Away(Duration),
 }
 
 /// What goes wrong.
@@ -212,6 +216,7 @@ impl Scenario {
         let mut setting = draw::setting(&mut random);
         let mut faults = draw::faults(&mut random, &setting);
         draw::strategy(&mut Random::new(seed ^ 0x3333_3333), &mut setting, &mut faults);
+        draw::rounds(&mut Random::new(seed ^ 0x7777_7777), &setting, &mut faults);
         Self { seed, setting, faults }
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod bounds;
 pub(crate) mod memory;
 pub(crate) mod placement;
 pub(crate) mod progress;
+pub(crate) mod rejoining;
 pub(crate) mod single_owner;
 pub(crate) mod truth;
 pub(crate) mod twice;
@@ -37,6 +38,8 @@ pub enum Oracle {
     Twice,
     /// What was absent is placed once.
     Placement,
+    /// Links that break in the rounds are made anew, and nothing is left behind.
+    Rejoining,
 }
 
 /// Something that must not be.
@@ -78,6 +81,7 @@ pub(crate) struct Oracles {
     pub truth: truth::Truth,
     pub twice: twice::Twice,
     pub placement: placement::Placement,
+    pub rejoining: rejoining::Rejoining,
     pub struck: Vec<What>,
     pub healthy: bool,
     /// Only this one counts.
@@ -95,6 +99,7 @@ impl Oracles {
             truth: truth::Truth::default(),
             twice: twice::Twice::default(),
             placement: placement::Placement::default(),
+            rejoining: rejoining::Rejoining::default(),
             struck: Vec::new(),
             healthy: scenario.is_healthy(),
             only,

@@ -3,8 +3,9 @@
 //!
 //! Counts each page as it is written to a connection, zero pages included; the mark that a page is absent is none. A copy
 //! that cannot have counted is not held against the source: one that the destination could not decode and asked for again,
-//! one that was lost with its connection or with the destination's agent before QEMU placed it. What was lost is what the
-//! destination's QEMU itself lacks when the source rejoins, not what either agent believes.
+//! one that was not acknowledged when its connection broke in the rounds, one that was lost with its connection or with the
+//! destination's agent before QEMU placed it. What was lost then is what the destination's QEMU itself lacks when the source
+//! rejoins, not what either agent believes.
 //!
 //! Does not check bytes (the page codec's matter), pages that a strategy of rounds sends before the hand-over, nor whether a
 //! page had to be sent at all.
@@ -74,6 +75,11 @@ impl World {
     /// A page came and could not be decoded.
     pub(crate) fn page_is_undecodable(&mut self, page: PageId) {
         self.oracles.twice.counts.entry(page).or_default().wasted += 1;
+    }
+
+    /// The connection that a page was sent on is gone, and nobody has said that it arrived.
+    pub(crate) fn page_is_unacknowledged(&mut self, page: PageId) {
+        self.page_is_undecodable(page);
     }
 
     /// The source rejoins, and is told that these are lacking: what was served of them before was lost.

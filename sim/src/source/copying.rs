@@ -4,17 +4,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use sterna_migration::source::Fact;
-use sterna_migration::tracker::{Round, Tracker};
+use sterna_migration::tracker::Tracker;
 
 use super::Drive;
-use crate::bulk::{Bulk, Order, RoundSum};
-use crate::faults::Strategy;
+use crate::bulk::{Bulk, RoundSum};
+use crate::faults::{Moment, Strategy};
 use crate::message::Message;
 use crate::plant::Plant;
 use crate::qemu::{Command, Status};
+use crate::world::World;
 
 /// A round that waits begins within this.
 const TICK: Duration = Duration::from_millis(100);
+/// A destination that was not heard for so long is not stopped for.
+const HEARD_LATELY: Duration = Duration::from_secs(4);
 
 impl Drive {
     pub(super) async fn begin_stream(&mut self) {
@@ -54,20 +57,36 @@ impl Drive {
         let connections = std::mem::take(&mut self.data);
         self.hands.with(|world| {
             let Some(tracker) = world.tracker.clone() else { return };
-            let (pages, number) = (world.setting.pages, world.hosts[0].lives);
+            let pages = world.setting.pages;
             let once = world.setting.strategy == Strategy::ThreeStage
                 && !world.errs(Plant::RoundsSendAgain);
-            world.bulk = Some(Bulk::new(number, tracker, (pages, once), &connections));
-            world.begin_round(Order::Round(Round::First));
+            world.bulk = Some(Bulk::new(tracker, (pages, once)));
+            world.join_bulk(&connections);
+            world.begin_next_round();
+            world.moment_comes(|moment| match moment {
+                Moment::Copying(after) => Some(after),
+                _ => None,
+            });
         });
     }
 
     pub(super) fn begin_round(&self) {
-        self.hands.with(|world| world.begin_round(Order::Round(Round::Later)));
+        self.hands.with(World::begin_next_round);
     }
 
-    /// Begins the next round; after one over nothing, when there may be something to send.
+    /// Begins a round that has waited, if there still are connections.
+    pub(super) fn begin_waiting_round(&self) {
+        if self.hands.with(|world| world.bulk.as_ref().is_some_and(Bulk::is_linked)) {
+            self.begin_round();
+        }
+    }
+
+    /// Begins the next round; after one over nothing, when there may be something to send. One that was broken off is begun
+    /// anew.
     pub(super) fn next_round(&mut self) {
+        if std::mem::take(&mut self.was_away) {
+            return self.begin_round();
+        }
         if self.hands.with(|world| world.bulk.as_ref().is_some_and(Bulk::has_nothing)) {
             self.round_waits_until = Some(self.hands.now().after(TICK));
         } else {
@@ -83,7 +102,8 @@ impl Drive {
         }
         // A round that goes on may have passed what was reported meanwhile; so may not the next one.
         self.again.rounds = 2;
-        if self.hands.with(|world| world.bulk.as_ref().is_some_and(Bulk::is_idle)) {
+        let idle = |bulk: &Bulk| bulk.is_idle() && bulk.is_linked();
+        if self.hands.with(|world| world.bulk.as_ref().is_some_and(idle)) {
             self.again.rounds = 1;
             self.begin_round();
         }
@@ -116,6 +136,11 @@ impl Drive {
             if self.again.begins_round() {
                 self.begin_round();
             }
+            return;
+        }
+        if self.hands.now().since(self.heard_at) > HEARD_LATELY {
+            // The link is cut, most likely: the guest runs until the destination is heard again, or given up.
+            self.round_waits_until = Some(self.hands.now().after(TICK));
             return;
         }
         // A paced QEMU knows of more than it has told.

@@ -24,6 +24,7 @@ impl Drive {
     pub(super) async fn return_guest(&mut self, _may_return: MayReturn) {
         self.hands.with(|world| {
             world.return_begins();
+            world.joining = None;
             world.abandon_bulk(Closing::Broken);
         });
         self.data.extend(self.urgent.take());
@@ -78,6 +79,7 @@ impl Drive {
 
     pub(super) async fn destroy_guest(&mut self) {
         self.hands.with(|world| {
+            world.joining = None;
             world.stop_serving(Closing::InOrder);
             world.abandon_bulk(Closing::InOrder);
             if let Some(urgent) = self.urgent {

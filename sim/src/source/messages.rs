@@ -49,11 +49,13 @@ impl Drive {
                 return self.fact(Fact::PeerFailed(why.into()));
             }
         }
+        self.has_urgent = self.urgent.is_some();
         self.ping().await;
         self.fact(Fact::PeerPrepared);
     }
 
     pub(super) async fn message(&mut self, message: Message) {
+        self.heard_at = self.hands.now();
         self.peer_lives();
         match message {
             Message::Prepared => self.prepared().await,
@@ -69,6 +71,11 @@ impl Drive {
                     self.begin_last();
                 }
             }
+            Message::Applied(frames) => self.hands.with(|world| {
+                if let Some(bulk) = world.bulk.as_mut() {
+                    bulk.confirm(&frames);
+                }
+            }),
             Message::Loaded(root) => self.fact(Fact::PeerLoaded(root)),
             Message::Failed(why) => {
                 self.fact(Fact::PeerFailed(format!("at the destination: {why}")))
@@ -98,9 +105,8 @@ impl Drive {
     }
 
     fn answered(&mut self, state: State) {
-        if self.is_serving() {
-            self.not_rejoined();
-        }
+        // To a rejoin as well: it cannot go on yet.
+        self.rejoin_failed();
         match state {
             State::Running => self.fact(Fact::PeerRunning { lacks_pages: false }),
             State::Faulting => self.runs_there(true),

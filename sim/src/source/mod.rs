@@ -3,12 +3,14 @@
 //! One thing at a time: while an effect is performed, what happens waits in the inbox. Left out: the pre-flight's
 //! refusals (the destination refuses instead), progress, pacing by measured rates, the report's numbers.
 
+mod away;
 mod copying;
 mod ending;
 mod gauge;
 mod handover;
 mod messages;
 mod recovery;
+mod rejoining;
 mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,23 +19,26 @@ use std::time::Duration;
 use sterna_migration::journal::SourceRecord;
 use sterna_migration::policy::{Policy, Precopy, ThreeStage};
 use sterna_migration::source::{Effect, Fact, Limits, Source, Timer};
-use sterna_model::Instant;
+use sterna_model::{Instant, PageId};
 
 use crate::bulk::Order;
 use crate::disk::{Entry, Owner, Record};
 use crate::faults::{Setting, Side, Strategy};
 use crate::hands::Hands;
 use crate::message::Message;
-use crate::network::ConnectionId;
+use crate::network::{ConnectionId, Reached};
 use crate::oracle::{Ended, Gauge as Bound};
 use crate::plant::Plant;
 use crate::world::{Inbound, StreamEvent};
 use copying::Again;
 use gauge::Gauge;
-use serving::{Joined, Rejoin};
+use rejoining::Rejoin;
+use serving::Joined;
 
 /// With the guest stopped, the destination is pinged this often.
 const PING_EVERY: Duration = Duration::from_millis(200);
+/// And this often while the guest runs and is copied.
+const PING_CALMLY_EVERY: Duration = Duration::from_secs(1);
 
 /// The agent, from its start to its end.
 pub(crate) async fn agent(hands: Hands) {
@@ -48,7 +53,8 @@ pub(crate) async fn agent(hands: Hands) {
             return hands.with(|world| world.job_ended(Side::Source, Ended::Forgotten));
         }
         let setting = hands.with(|world| world.setting.clone());
-        let limits = Limits { timeout: setting.timeout, ..Limits::default() };
+        let (timeout, away) = (setting.timeout, setting.link_timeout);
+        let limits = Limits { timeout, away, ..Limits::default() };
         let mut drive = Drive::new(hands);
         let mut effects = Vec::new();
         drive.machine = Some(Source::begin(policy(&setting), limits, &mut effects));
@@ -76,9 +82,23 @@ pub(super) struct Drive {
     data: Vec<ConnectionId>,
     /// For pages that are asked for while they are absent.
     urgent: Option<ConnectionId>,
+    /// There is one, if the connections are made anew.
+    has_urgent: bool,
     rejoin: Rejoin,
-    /// What the destination lacks, as it says, and the connections that it is served on.
+    /// Counts the attempts to rejoin.
+    attempt: u32,
+    /// What the destination lacks, as it says while the connections for pages are being made.
+    lacking: Vec<PageId>,
+    /// The same, and the connections that it is served on.
     joined: Option<Joined>,
+    /// While the guest runs here, there is no connection.
+    is_away: bool,
+    /// It was so: the round that is to begin was broken off.
+    was_away: bool,
+    /// A connection for pages broke: when, and why.
+    broken: Option<(Instant, String)>,
+    /// When the destination was heard last.
+    heard_at: Instant,
     has_tried_to_rejoin: bool,
     gauge: Gauge,
     streams: u32,
@@ -113,8 +133,15 @@ impl Drive {
             link: None,
             data: Vec::new(),
             urgent: None,
+            has_urgent: false,
             rejoin: Rejoin::Idle,
+            attempt: 0,
+            lacking: Vec::new(),
             joined: None,
+            is_away: false,
+            was_away: false,
+            broken: None,
+            heard_at: pinged_at,
             has_tried_to_rejoin: false,
             gauge: Gauge::default(),
             streams: 0,
@@ -142,9 +169,8 @@ impl Drive {
                 return;
             }
             let deadline = self.timers.iter().map(|(timer, at)| (*at, *timer)).min();
-            let ping =
-                self.timers.contains_key(&Timer::Silence).then(|| self.pinged_at.after(PING_EVERY));
-            let others = [ping, self.round_waits_until].into_iter().flatten();
+            let (ping, lost) = (self.ping_at(), self.broken_until());
+            let others = [ping, lost, self.round_waits_until].into_iter().flatten();
             let until = deadline.map(|(at, _)| at).into_iter().chain(others).min();
             match self.hands.hear(until).await {
                 Some(inbound) => self.inbound(inbound).await,
@@ -154,22 +180,39 @@ impl Drive {
                         self.fact(Fact::TimerFired(timer));
                     }
                     None if ping.is_some_and(|at| at <= self.hands.now()) => self.ping().await,
+                    None if lost.is_some_and(|at| at <= self.hands.now()) => {
+                        if let Some((_, why)) = self.broken.take() {
+                            self.lost(why);
+                        }
+                    }
                     None => {
                         self.round_waits_until = None;
-                        self.begin_round();
+                        self.begin_waiting_round();
                     }
                 },
             }
         }
     }
 
+    /// When the destination is pinged next.
+    fn ping_at(&self) -> Option<Instant> {
+        if self.timers.contains_key(&Timer::Silence) {
+            return Some(self.pinged_at.after(PING_EVERY));
+        }
+        let copies = self.phase() == "copying" && self.link.is_some();
+        copies.then(|| self.pinged_at.after(PING_CALMLY_EVERY))
+    }
+
     pub(super) fn fact(&mut self, fact: Fact) {
         let Some(machine) = self.machine.take() else { return };
+        self.look_at_loss(machine.phase(), &fact);
         self.hands.with(|world| world.note(|| format!("Source in {}: {fact:?}", machine.phase())));
         let mut effects = Vec::new();
         let machine = machine.handle(fact, &mut effects);
+        let phase = machine.phase();
         self.machine = Some(machine);
         self.effects.extend(effects);
+        self.hands.with(|world| world.source_phase = phase);
         let waiting = self.effects.len();
         self.hands.with(|world| world.gauge(Bound::Effects, waiting));
     }
@@ -181,25 +224,31 @@ impl Drive {
     async fn inbound(&mut self, inbound: Inbound) {
         match inbound {
             Inbound::Message(link, Message::Rejoined(lacking)) => {
-                self.rejoined(link, lacking).await;
+                self.rejoined(link, lacking);
             }
-            Inbound::Message(_, message) => self.message(message).await,
             // An older one, given up before.
-            Inbound::Closed(link) if self.is_serving() && self.link != Some(link) => {}
-            // As in the agent: whichever connection it was, an older one included.
+            Inbound::Message(link, _) | Inbound::Closed(link) if self.link != Some(link) => {}
+            Inbound::Message(_, message) => self.message(message).await,
             Inbound::Closed(_) => {
                 self.link = None;
-                self.rejoin = Rejoin::Idle;
-                self.fact(Fact::PeerLost("the connection is closed".into()));
+                self.lost("the connection is closed".into());
             }
-            Inbound::Dialed(link) if self.is_serving() => self.dialed(link).await,
-            Inbound::Dialed(Some(link)) => {
+            Inbound::Dialed(reached) if self.is_serving() || self.rejoin == Rejoin::Dialing => {
+                self.dialed(reached).await;
+            }
+            Inbound::Dialed(Reached::Link(link)) => {
                 self.link = Some(link);
                 self.inquire().await;
             }
+            Inbound::Joined(attempt, data) => self.joined(attempt, data).await,
             Inbound::Stream(stream, event) if stream == self.streams => self.stream(event).await,
-            Inbound::Round(round) => self.round_done(round).await,
-            Inbound::WorkerFailed(why) => self.fact(Fact::PeerLost(why)),
+            Inbound::Round(of, _) | Inbound::WorkerFailed(of, _)
+                if !self.hands.with(|world| world.are_current(of)) => {}
+            Inbound::Round(_, round) => self.round_done(round).await,
+            // What broke it is most likely on its way, on the control connection.
+            Inbound::WorkerFailed(_, why) => {
+                self.broken.get_or_insert((self.hands.now(), why));
+            }
             Inbound::QemuDied(why) => self.fact(Fact::QemuDied(why)),
             Inbound::Cancel => self.fact(Fact::CancelRequested),
             // What an earlier stream or connection still says, or what only a destination hears.

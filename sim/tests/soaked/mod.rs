@@ -35,6 +35,10 @@ impl Soaked {
             "events": self.tally.events,
             "stories": {
                 "ended": self.tally.outcomes,
+                "links_broke_in_the_rounds": {
+                    "joined_again_and_done": self.tally.joined_again,
+                    "given_up_and_rolled_back": self.tally.given_up,
+                },
                 "became_whole_at_once": self.tally.whole,
                 "became_whole_after_rejoining": self.tally.rejoined,
                 "did_not_become_whole": self.tally.lacking,
