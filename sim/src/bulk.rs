@@ -99,6 +99,8 @@ pub(crate) struct Bulk {
     round: RoundSum,
     round_begun: Instant,
     waiting_for: usize,
+    /// The agent has not heard yet that all are through with it.
+    unheard: bool,
 }
 
 /// What a worker does next.
@@ -122,13 +124,19 @@ impl Bulk {
             is_cut: false,
             round_begun: Instant::default(),
             waiting_for: 0,
+            unheard: false,
             tracker,
         }
     }
 
     /// Whether no round is going on.
     pub(crate) const fn is_idle(&self) -> bool {
-        self.waiting_for == 0
+        self.waiting_for == 0 && !self.unheard
+    }
+
+    /// The agent hears that all workers are through with the round.
+    pub(crate) const fn is_heard(&mut self) {
+        self.unheard = false;
     }
 
     /// Whether the last round found nothing to send, and there still is nothing.
@@ -176,6 +184,7 @@ impl Bulk {
         self.is_cut = false;
         self.round_begun = now;
         self.waiting_for = self.workers.len();
+        self.unheard = true;
         for (number, worker) in self.workers.iter_mut().enumerate() {
             worker.order = Some(order);
             worker.cursor = self.tracker.cursor(number);
@@ -323,7 +332,7 @@ impl World {
         }
         let Some(mut bulk) = self.bulk.take() else { return };
         let next = bulk.work(worker, self);
-        let ended = matches!(next, Next::Done) && bulk.is_idle();
+        let ended = matches!(next, Next::Done) && bulk.waiting_for == 0;
         if ended {
             for (frames, worker) in bulk.round.frames.iter_mut().zip(&bulk.workers) {
                 *frames = worker.frames;

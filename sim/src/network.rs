@@ -14,7 +14,7 @@ use crate::oracle::Gauge;
 use crate::world::{Event, Inbound, World};
 
 /// Connecting to a host that says nothing is given up after this.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection's number.
 pub(crate) type ConnectionId = usize;
@@ -127,7 +127,7 @@ impl World {
             made.push(id);
             if !self.receiver.as_mut().is_some_and(|receiver| receiver.attach(number)) {
                 let why = format!("expected each data connection once, found {number} again");
-                self.tell(Side::Destination, Inbound::StreamFailed(why));
+                self.tell(Side::Destination, Inbound::Unawaited(why));
             }
         }
         if made.len() == count {
@@ -152,6 +152,14 @@ impl World {
         let round_trips = self.setting.one_way * 4;
         let silence = self.network.silent_until.since(self.now());
         silence.min(CONNECT_TIMEOUT).saturating_add(round_trips)
+    }
+
+    /// The same in the background: a host that heard nothing is asked again after ever longer pauses, so the answer may come
+    /// long after the link is back, and after that to another attempt.
+    pub(crate) fn connecting_takes_at_most(&mut self) -> Duration {
+        let silence = self.network.silent_until.since(self.now()).min(CONNECT_TIMEOUT);
+        let pause = self.random.time(Duration::ZERO, silence);
+        self.connecting_takes().saturating_add(pause)
     }
 
     /// Sends a message. Gives when the link has taken it; none when the connection is closed on this end.

@@ -82,4 +82,7 @@ pub enum Plant {
     FoundPreparedForEver,
     /// Found: a destination that dies between QEMU's start and the registry's entry leaves that QEMU behind.
     FoundOrphan,
+    /// Found: a connection of an attempt to rejoin that the source gave up comes late, takes the place of a present one, and that
+    /// fails the job at the destination.
+    FoundLateConnectionFails,
 }

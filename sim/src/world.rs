@@ -83,6 +83,8 @@ pub(crate) enum Inbound {
     Progress,
     /// One of the connections for pages that were made so often anew broke.
     LinkLost(u32, String),
+    /// One came that is not awaited.
+    Unawaited(String),
     /// What came on one cannot be used.
     StreamFailed(String),
     /// The destination's QEMU has loaded.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sterna_sim::campaign::{Tally, first_failure};
 use sterna_sim::disk::{Ailment, Crash};
-use sterna_sim::faults::{Cut, Fault, Moment, Scenario, Side, What};
+use sterna_sim::faults::{Cut, Fault, Moment, Scenario, Side, Strategy, What};
 use sterna_sim::oracle::Oracle::{
     self, Bounds, Memory, Placement, Progress, Rejoining, SingleOwner, Truth, Twice,
 };
@@ -102,6 +102,33 @@ fn what_was_found_in_the_agent_stays_found() {
     caught(Plant::FoundPreparedForEver, Progress, 30_000);
     caught(Plant::FoundOfferedDoesNotAsk, Truth, 10_000);
     caught(Plant::FoundReturnsUnseen, Truth, 60_000);
+}
+
+/// Too rare for seeds: a silence while the connections for pages are made anew, and a cut of the other one in it. The next
+/// attempt may then overtake them.
+#[test]
+fn a_connection_that_comes_late_costs_no_move() {
+    let (millis, micros) = (Duration::from_millis, Duration::from_micros);
+    let mut found = 0;
+    for seed in 0..1_500 {
+        let mut scenario = Scenario::from_seed(seed);
+        let setting = &mut scenario.setting;
+        (setting.paused, setting.timeout) = (false, Duration::ZERO);
+        (setting.one_way, setting.jitter) = (millis(20), micros(100));
+        (setting.page_time, setting.working_set) = (micros(2), 8);
+        (setting.strategy, setting.link_timeout) = (Strategy::Precopy, Duration::from_secs(60));
+        setting.max_downtime = millis(300);
+        let fault = |at, what| Fault { at, what };
+        scenario.faults = vec![
+            fault(Moment::Copying(millis(1)), What::Cut(Cut::All)),
+            fault(Moment::Away(millis(160)), What::Silence(millis(2_500))),
+            fault(Moment::Away(millis(400)), What::Cut(Cut::Control)),
+        ];
+        assert_eq!(run(&scenario, Options::default()).violation, None, "{seed}");
+        let planted = options(Plant::FoundLateConnectionFails, Rejoining);
+        found += u32::from(run(&scenario, planted).violation.is_some());
+    }
+    assert!(found > 0, "no connection comes late");
 }
 
 /// Too rare for seeds: the registry's disk is full while QEMU starts, and the agent dies in the one moment between the

@@ -76,7 +76,7 @@ impl World {
             }
         }
         // Nobody has this number: what the workers were about to do is not done.
-        (bulk.number, bulk.waiting_for) = (0, 0);
+        (bulk.number, bulk.waiting_for, bulk.unheard) = (0, 0, false);
         self.note(|| format!("the rounds are left; {lost} pages were under way"));
         self.bulk = Some(bulk);
     }

@@ -176,6 +176,7 @@ impl Drive {
             }
             Inbound::Progress => self.progressed().await,
             Inbound::LinkLost(joins, why) => self.link_lost(joins, why),
+            Inbound::Unawaited(why) => self.not_connected(why),
             Inbound::StreamFailed(why) => self.stream_failed(why),
             Inbound::Requested(page) => self.requested(page).await,
             Inbound::FeedBroken => self.fact(Fact::StreamBroken("QEMU closed it".into())),

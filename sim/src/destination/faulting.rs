@@ -124,7 +124,7 @@ impl Drive {
     }
 
     /// The source sees that, and rejoins.
-    fn drop_links(&mut self) {
+    pub(super) fn drop_links(&mut self) {
         self.abandoned = true;
         self.control = ConnectionId::MAX;
         let links = std::mem::take(&mut self.links);

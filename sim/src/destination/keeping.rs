@@ -38,6 +38,18 @@ impl Drive {
         self.phase() == "receiving" && !ends
     }
 
+    /// A connection for pages came that is not awaited: of an attempt that the source gave up, and that took long. It, or one
+    /// before it, has taken a present one's place, so all are made anew once more.
+    pub(super) fn not_connected(&mut self, why: String) {
+        if self.hands.errs(Plant::FoundLateConnectionFails) {
+            return self.fact(Fact::Failed(why));
+        }
+        match self.phase() {
+            "faulting" => self.drop_links(),
+            _ => self.lost(why),
+        }
+    }
+
     /// A connection to the source broke.
     pub(super) fn lost(&mut self, why: String) {
         if !self.may_be_rejoined() || self.hands.errs(Plant::AwayDiscards) {

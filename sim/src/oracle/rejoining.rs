@@ -4,7 +4,8 @@
 //! destination to have, the destination has that very content, in its table and in its memory, unless it is about to ask for
 //! it. What was under way and not acknowledged must not be believed to be there. At the end: a job whose links broke in the
 //! rounds and nothing else was hurt ends in *done*; it may end otherwise only when a silence lasted nearly as long as the
-//! limit, or when a link broke where that ends the move (before the rounds, or with the guest stopped).
+//! limit, when a round that stood in it was taken for the link's rate, or when a link broke where that ends the move (before the
+//! rounds, or with the guest stopped).
 //!
 //! Does not check when it is tried again, nor how much is sent twice (the twice oracle does that for a three-stage copy); what
 //! follows the hand-over is the progress oracle's matter.
@@ -102,6 +103,13 @@ impl World {
         self.oracles.rejoining.excused |= self.was_silent_since(kept_since);
     }
 
+    /// The policy is told of a round: of one that stood in a silence it may conclude that the link is too slow.
+    pub(crate) fn round_is_told(&mut self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.oracles.rejoining.excused |=
+            self.last_silence().nanos > self.now().nanos.saturating_sub(took);
+    }
+
     /// Whether nothing got through until so lately that nobody can have been found since.
     fn was_silent_since(&self, since: Option<Instant>) -> bool {
         let (now, silence) = (self.now(), self.last_silence());
@@ -143,11 +151,7 @@ impl World {
     /// Whether nothing was hurt but links.
     fn only_links_broke(&self) -> bool {
         let struck = &self.oracles.struck;
-        let breaks_links = |what: &What| match what {
-            What::Cut(_) => true,
-            What::Silence(time) => *time >= self.setting.link_timeout,
-            _ => false,
-        };
+        let breaks_links = |what: &What| matches!(what, What::Cut(_) | What::Silence(_));
         let is_harmless = |what: &What| what.is_harmless(&self.setting) || breaks_links(what);
         let twice = struck.contains(&What::Completes) && struck.contains(&What::UserPauses);
         let gets_through = self.setting.timeout.is_zero() && self.setting.gets_through();

@@ -110,12 +110,12 @@ impl Drive {
     }
 
     pub(super) async fn round_done(&mut self, round: RoundSum) {
-        let Some((waiting, wire_bytes)) = self
-            .hands
-            .with(|world| world.bulk.as_ref().map(|bulk| (bulk.waiting_pages(), bulk.wire_bytes)))
-        else {
-            return;
-        };
+        let heard = self.hands.with(|world| {
+            let bulk = world.bulk.as_mut()?;
+            bulk.is_heard();
+            Some((bulk.waiting_pages(), bulk.wire_bytes))
+        });
+        let Some((waiting, wire_bytes)) = heard else { return };
         if self.phase() == "flushing" {
             if !round.is_last {
                 // Cut short, or its end came late.
@@ -146,6 +146,7 @@ impl Drive {
         // A paced QEMU knows of more than it has told.
         let untold = self.hands.qemu(Command::Query).await.map_or(0, |answer| answer.remaining);
         let facts = self.gauge.round_ended(&round, waiting + untold, wire_bytes, pages);
+        self.hands.with(|world| world.round_is_told(round.duration));
         self.fact(Fact::RoundEnded(facts));
     }
 

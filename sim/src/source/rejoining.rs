@@ -5,7 +5,8 @@
 //! idle --dial--> dialing --reached--> asked --"rejoined"--> connecting --data connections--> idle
 //! ```
 //!
-//! One attempt at a time. What an older connection still brings, its end included, is nothing about the new ones.
+//! One attempt at a time; one that was given up may still bring the destination its connections. What an older connection
+//! still brings, its end included, is nothing about the new ones.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::Drive;
 use super::serving::Joined;
 use crate::faults::Side;
 use crate::message::Message;
-use crate::network::{Closing, ConnectionId, Reached};
+use crate::network::{CONNECT_TIMEOUT, Closing, ConnectionId, Reached};
 use crate::plant::Plant;
 use crate::world::{Event, Inbound, World};
 
@@ -70,7 +71,7 @@ impl Drive {
         self.rejoin = Rejoin::Dialing;
         self.hands.step("dials, to rejoin").await;
         self.hands.with(|world| {
-            let (takes, life) = (world.connecting_takes(), world.host(Side::Source).lives);
+            let (takes, life) = (world.connecting_takes_at_most(), world.host(Side::Source).lives);
             world.clock.after(takes.min(ANSWER_LIMIT), Event::Dialed(life));
         });
     }
@@ -138,7 +139,7 @@ impl Drive {
         self.rejoin = Rejoin::Connecting;
         let (attempt, urgent) = (self.attempt, !copying || self.has_urgent);
         self.hands.with(|world| {
-            let (takes, life) = (world.connecting_takes(), world.host(Side::Source).lives);
+            let (takes, life) = (world.connecting_takes_at_most(), world.host(Side::Source).lives);
             let count = world.setting.connections + usize::from(urgent);
             world.joining = Some(attempt);
             world.clock.after(takes, Event::Joined(life, attempt, count));
@@ -173,6 +174,11 @@ impl World {
     pub(crate) fn joined(&mut self, life: u32, attempt: u32, count: usize) {
         if self.host(Side::Source).lives != life {
             return;
+        }
+        // They are made at once, and each is tried for a while.
+        if self.silent_until().is_some_and(|until| until.since(self.now()) < CONNECT_TIMEOUT) {
+            let takes = self.connecting_takes_at_most();
+            return self.clock.after(takes, Event::Joined(life, attempt, count));
         }
         let made = self.connect_data(count);
         if self.joining == Some(attempt) {

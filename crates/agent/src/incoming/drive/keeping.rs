@@ -33,8 +33,23 @@ impl Drive {
         matches!(self.phase(), "starting" | "receiving")
     }
 
+    /// A data connection came that is not awaited. Once the source has made its connections anew, it may be one of an attempt
+    /// that the source gave up, and that took long: it may have taken a present one's place, so all are made anew once more.
+    pub(super) fn not_connected(&mut self, why: String) {
+        if self.control == 0 {
+            return self.fact(Fact::Failed(why));
+        }
+        self.lost(why);
+    }
+
     /// A connection to the source broke.
     pub(super) fn lost(&mut self, why: String) {
+        if self.runs_here() {
+            // A source that has nothing left to send does not see that one of its data connections is gone, and what was
+            // under way on it with it. It sees that they all are, and is told what is lacking.
+            self.links.clear();
+            self.streams.leave_connections();
+        }
         let keep = self.keep().filter(|_| self.phase() == "receiving" && !self.streams.has_last());
         let Some(keep) = keep else { return self.fact(Fact::PeerLost(why)) };
         if self.away.is_some() {

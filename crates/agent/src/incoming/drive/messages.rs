@@ -38,7 +38,7 @@ impl Drive {
             }
             FromPeer::Data(connection) => {
                 if let Err(why) = self.streams.connect(*connection) {
-                    self.fact(Fact::Failed(why));
+                    self.not_connected(why);
                 }
             }
             FromPeer::Asked(link) => self.asked(link),
@@ -91,9 +91,7 @@ impl Drive {
     async fn stream(&mut self, event: StreamEvent) {
         match event {
             // The source makes its connections anew, and is told what is lacking.
-            StreamEvent::Failed(why) if self.runs_here() => {
-                self.fact(Fact::PeerLost(why));
-            }
+            StreamEvent::Failed(why) if self.runs_here() => self.lost(why),
             StreamEvent::LinkLost(generation, _) if !self.streams.are_current(generation) => {}
             StreamEvent::LinkLost(_, why) => self.lost(why),
             StreamEvent::Broken(number, _) if !self.streams.is_current(number) => {}
