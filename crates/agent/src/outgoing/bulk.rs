@@ -54,26 +54,11 @@ pub(super) struct RoundSum {
 }
 
 impl Bulk {
-    /// Starts a worker for each connection.
+    /// Starts a worker for each connection. What the destination has from before is `known`.
     ///
     /// # Errors
     /// In words, when a worker cannot be made.
     pub(super) fn start(
-        links: Links,
-        memory: Arc<SourceMemory>,
-        tracker: Arc<Tracker>,
-        settings: &Settings,
-        reports: &Reports,
-    ) -> Result<Self, String> {
-        let known = Known::new(memory.layout().pages());
-        Self::start_knowing(known, links, memory, tracker, settings, reports)
-    }
-
-    /// As [`Bulk::start`], with a destination that has pages from before.
-    ///
-    /// # Errors
-    /// As there.
-    pub(super) fn start_knowing(
         known: Known,
         links: Links,
         memory: Arc<SourceMemory>,
@@ -173,6 +158,17 @@ impl Bulk {
             Round::Later
         };
         self.order(number, Order::Round(round));
+    }
+
+    /// Lets the workers begin the round anew that a broken link has ended. With `once` it is one over what never arrived: what
+    /// has changed since waits for the stop.
+    pub(super) fn begin_round_anew(&mut self, once: bool) {
+        if !once || !self.shared.tracker.first_pass_over() {
+            return self.begin_round();
+        }
+        let lacking = lacking(&self.shared.tracker, &self.shared.known);
+        self.shared.tracker.begin_round_of(&lacking);
+        self.order(self.round.number + 1, Order::Round(Round::Later));
     }
 
     /// Ends the round that is going on before its time; what it has not sent stays marked.
@@ -427,6 +423,18 @@ impl Drop for Bulk {
     }
 }
 
+/// The marked pages of which the destination has no version, a bit for each.
+fn lacking(tracker: &Tracker, known: &Known) -> Vec<u64> {
+    let mut lacking = tracker.stale();
+    for (word, bits) in (0_u32..).zip(&mut lacking) {
+        let is_there = |bit: &u32| known.get(PageId(word * u64::BITS + bit)).is_some();
+        let marked = (0..u64::BITS).filter(|bit| *bits >> bit & 1 == 1);
+        let there = marked.filter(is_there).fold(0, |all, bit| all | 1 << bit);
+        *bits &= !there;
+    }
+    lacking
+}
+
 impl RoundState {
     fn new(number: u32, workers: usize) -> Self {
         let sum = RoundDone { root: Root::ZERO_MEMORY, ..RoundDone::default() };
@@ -451,4 +459,22 @@ pub(super) fn histogram_of(numbers: impl Iterator<Item = usize>) -> Vec<u64> {
         histogram[number] += 1;
     }
     histogram
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_arrived_and_changed_is_not_lacking() {
+        let (tracker, known) = (Tracker::new(200, 1), Known::new(200));
+        for page in [3, 70, 150, 199] {
+            tracker.report(PageId(page), false);
+        }
+        known.record_sent(PageId(3), PageHash::from_u128(1));
+        // Its connection broke.
+        known.record_sent(PageId(150), PageHash::from_u128(2));
+        known.forget(PageId(150));
+        assert_eq!(lacking(&tracker, &known), [0, 1 << 6, 1 << 22, 1 << 7]);
+    }
 }

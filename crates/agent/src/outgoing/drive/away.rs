@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use sterna_api::Strategy;
 use sterna_migration::source::{Fact, Timer};
 
 use super::Drive;
@@ -105,8 +106,9 @@ impl Drive {
         if self.epochs_go_on() {
             return;
         }
+        let once = self.wanted.options.strategy == Strategy::ThreeStage;
         if let Some(bulk) = &mut self.bulk {
-            bulk.begin_round();
+            bulk.begin_round_anew(once);
         }
     }
 }

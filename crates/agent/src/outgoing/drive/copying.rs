@@ -51,7 +51,7 @@ impl Drive {
         let (memory, tracker) = (Arc::clone(&head.memory), Arc::clone(&head.tracker));
         let known = known.unwrap_or_else(|| Known::new(memory.layout().pages()));
         let links = std::mem::take(&mut self.links);
-        let mut bulk = Bulk::start_knowing(known, links, memory, tracker, &settings, &reports)?;
+        let mut bulk = Bulk::start(known, links, memory, tracker, &settings, &reports)?;
         bulk.begin_round();
         self.bulk = Some(bulk);
         // What the start of two QEMUs took from the processors says nothing of what copying leaves.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use sterna_migration::source::Fact;
 use sterna_migration::tracker::Tracker;
 use sterna_model::{Layout, PageId};
+use sterna_page_codec::Known;
 use sterna_wire::post_copy;
 use sterna_wire::{Message, PageKey, Role, Sender as Side, Token};
 use tokio::sync::mpsc;
@@ -248,7 +249,8 @@ impl Drive {
         let tracker = tracker_of(memory.layout(), workers, &lacking)?;
         let settings = self.settings(memory.layout());
         let links = into_links(data, true);
-        Bulk::start(links, memory, Arc::new(tracker), &settings, &self.reports())
+        let known = Known::new(memory.layout().pages());
+        Bulk::start(known, links, memory, Arc::new(tracker), &settings, &self.reports())
     }
 
     /// The guest waits for these pages at the destination.
