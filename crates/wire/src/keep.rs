@@ -50,7 +50,8 @@ impl Hashes {
     /// The pages and their hashes.
     pub fn pages(&self) -> impl Iterator<Item = (PageId, [u8; HASH_BYTES])> + '_ {
         let (hashes, _) = self.hashes.as_bytes().as_chunks::<HASH_BYTES>();
-        (self.first.0..).map(PageId).zip(hashes.iter().copied())
+        // Up to the last number that there is: a range without an end counts one beyond what it gives.
+        (self.first.0..=u32::MAX).map(PageId).zip(hashes.iter().copied())
     }
 
     pub(crate) fn check_limits(&self) -> Result<(), MessageError> {

@@ -49,7 +49,10 @@ fn hashes_are_whole_bounded_and_of_pages_that_can_be() {
         "bytes beyond whole hashes"
     );
     let last = hashes(u32::MAX, vec![7; HASH_BYTES]);
-    assert_eq!(Message::decode(&last.encode().unwrap(), Sender::Destination), Ok(last));
+    assert_eq!(Message::decode(&last.encode().unwrap(), Sender::Destination).as_ref(), Ok(&last));
+    let Message::Hashes(of_last) = last else { panic!("another message") };
+    let pages: Vec<_> = of_last.pages().collect();
+    assert_eq!(pages, [(PageId(u32::MAX), [7; HASH_BYTES])]);
     let beyond = hashes(u32::MAX, vec![7; 2 * HASH_BYTES]);
     assert_eq!(out_of_range(Sender::Destination, &beyond), "hashes");
     let full = hashes(9, vec![0xff; MAX_HASH_BYTES]);
