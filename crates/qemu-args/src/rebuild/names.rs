@@ -13,6 +13,9 @@ pub(super) const SOCKET_BYTES: usize = 14;
 /// Bytes of an output file's name before number and extension.
 pub(super) const OUTPUT_BYTES: usize = 64;
 
+/// Bytes of an extension.
+const EXTENSION_BYTES: usize = 5;
+
 /// Names given out so far.
 #[derive(Clone, Default)]
 pub(super) struct Names(BTreeSet<String>);
@@ -25,9 +28,13 @@ impl Names {
             if char.is_ascii_alphanumeric() || matches!(char, '.' | '_' | '-') { char } else { '_' }
         };
         let base: String = base.trim_start_matches(['.', '-']).chars().map(safe).collect();
-        let (stem, extension) = base.rsplit_once('.').unwrap_or((&base, ""));
-        let extension = if extension.len() > 5 { "" } else { extension };
+        // What is too long for an extension is none. Else the name would change again at the next host, where the rest of it
+        // would be.
+        let split =
+            base.rsplit_once('.').filter(|(_, extension)| extension.len() <= EXTENSION_BYTES);
+        let (stem, extension) = split.unwrap_or((&base, ""));
         let stem = &stem[..stem.len().min(stem_bytes)];
+        let stem = if extension.is_empty() { stem.trim_end_matches('.') } else { stem };
         let stem = if stem.is_empty() { "file" } else { stem };
         let mut number = 1_u32;
         loop {
@@ -48,6 +55,8 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
 
     #[test]
     fn safe_and_used_once() {
@@ -60,6 +69,8 @@ mod tests {
             ("/x/a b,c=d.sock", "a_b_c_d.sock"),
             ("/x/é", "_"),
             ("-x", "x"),
+            ("/x/name.of-a-port", "name.of-a-port"),
+            ("/x/name..", "name"),
         ] {
             assert_eq!(names.unique(wanted, OUTPUT_BYTES), name, "{wanted}");
         }
@@ -74,5 +85,19 @@ mod tests {
                 .map(|wanted| first.unique(wanted, SOCKET_BYTES));
         let mut second = Names::default();
         assert_eq!(given.clone().map(|wanted| second.unique(&wanted, SOCKET_BYTES)), given);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_was_called_it_stays(wanted in prop::collection::vec("[a-c.:/-]{0,80}", 1..4)) {
+            for stem_bytes in [SOCKET_BYTES, OUTPUT_BYTES] {
+                let hop = |wanted: &[String]| -> Vec<String> {
+                    let mut names = Names::default();
+                    wanted.iter().map(|wanted| names.unique(wanted, stem_bytes)).collect()
+                };
+                let given = hop(&wanted);
+                prop_assert_eq!(hop(&given), given);
+            }
+        }
     }
 }
