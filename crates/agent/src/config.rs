@@ -128,6 +128,16 @@ pub enum ConfigError {
         /// Where and why, with line and column.
         error: Box<toml::de::Error>,
     },
+    /// A key of more parts than any table here has.
+    #[error(
+        "in the configuration {path}: line {line}: expected a key of a few parts, found one of too many"
+    )]
+    DeepKey {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
     /// A value that makes no sense.
     #[error("in the configuration {path}: {key}: expected {expected}, found {found:?}")]
     Value {
@@ -242,8 +252,10 @@ impl Written {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let syntax = |error| ConfigError::Syntax { path: path.into(), error: Box::new(error) };
-        toml::from_str(text).map_err(syntax)
+        toml::from_str(text).map_err(|error: toml::de::Error| match error.span() {
+            Some(_) => ConfigError::Syntax { path: path.into(), error: Box::new(error) },
+            None => ConfigError::DeepKey { path: path.into(), line: line_of_deep_key(text) },
+        })
     }
 
     fn override_by(&mut self, other: Self) {
@@ -399,6 +411,18 @@ fn parse_size(text: &str) -> Option<ByteCount> {
     number.checked_mul(1 << shift).map(ByteCount)
 }
 
+/// The line, from 1, of a key with too many parts: the one error of `toml` that does not tell its place. A text that is cut before that
+/// line does not have it.
+fn line_of_deep_key(text: &str) -> usize {
+    let ends: Vec<usize> =
+        text.match_indices('\n').map(|(end, _)| end).chain([text.len()]).collect();
+    let is_before = |end: &usize| match toml::from_str::<Written>(&text[..*end]) {
+        Ok(_) => true,
+        Err(error) => error.span().is_some(),
+    };
+    ends.partition_point(is_before) + 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,6 +487,22 @@ mod tests {
     fn unknown_keys_are_errors_with_line_and_column() {
         let error = load("[host]\nname = \"a\"\ncolour = 1\n").unwrap_err().to_string();
         assert!(error.contains("line 3, column 1") && error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn a_key_of_too_many_parts_is_told_with_its_line() {
+        let deep = vec!["a"; 200].join(".");
+        for text in [
+            format!("[host]\nname = \"a\"\n{deep} = 1\n[limits]\njobs = 1\n"),
+            format!("x = \"\"\"\n\n[{deep}]\"\"\"\n[{deep}]"),
+        ] {
+            let line = 1 + text
+                .match_indices('\n')
+                .filter(|(at, _)| *at < text.rfind(&deep).unwrap())
+                .count();
+            let error = load(&text).unwrap_err().to_string();
+            assert!(error.contains(&format!("line {line}:")) && error.contains("parts"), "{error}");
+        }
     }
 
     #[test]

@@ -226,12 +226,17 @@ fn next_value(text: &str) -> (String, &str) {
     }
 }
 
+/// Whether a text may be a key, or a property's name: no path, no separator.
+pub(crate) fn is_key(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=128).contains(&text.len()) && text.bytes().all(known)
+}
+
 fn checked_key(key: &str) -> Result<String, ParamsProblem> {
     if key == "help" || key == "?" {
         return Err(ParamsProblem::Help);
     }
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if key.is_empty() || key.len() > 128 || !key.bytes().all(known) {
+    if !is_key(key) {
         let shown: String = key.chars().take(40).collect();
         return Err(ParamsProblem::Key(format!("{shown:?}")));
     }
@@ -348,6 +353,14 @@ mod tests {
         assert_eq!(params.get("file.filename").unwrap(), "/a,b");
         assert_eq!(params.get("l.1.s").unwrap(), "y");
         assert_eq!(params.to_text(), text);
+    }
+
+    #[test]
+    fn a_number_that_no_integer_holds_is_the_same_at_every_hop() {
+        let text = r#"{"x":15715717157515157157157157}"#;
+        let first = Params::any(text, None).unwrap();
+        let second = Params::any(&first.to_text(), None).unwrap();
+        assert_eq!(second, first);
     }
 
     #[test]

@@ -134,7 +134,9 @@ fn run(input: &[u8]) -> Outcome {
             );
             assert!(text.contains(PATH) || text.contains(DROP_IN), "which file? {text}");
             match &error {
-                ConfigError::Syntax { .. } => assert!(text.contains("line "), "which line? {text}"),
+                ConfigError::Syntax { .. } | ConfigError::DeepKey { .. } => {
+                    assert!(text.contains("line "), "which line? {text}")
+                }
                 ConfigError::Value { key, .. } | ConfigError::Absent { key, .. } => {
                     assert!(text.contains(key), "which key? {text}");
                 }

@@ -6,7 +6,7 @@ use alloc::string::ToString;
 use super::check::is_word;
 use super::{Access, Builder, device};
 use crate::argv::shown;
-use crate::params::Params;
+use crate::params::{Params, is_key};
 use crate::table::{Kind, Rule};
 
 const BOOT: Kind = Kind::Not("use -kernel, -initrd, -append or -bios");
@@ -161,7 +161,7 @@ impl Builder<'_> {
             let reason = format!("-global for {} is not taken over", shown(&driver));
             return self.refuse("option-not-allowed", reason, "set the property at the device");
         }
-        if !device::is_property(&property, &setting) {
+        if !is_key(&property) || !device::is_property(&property, &setting) {
             let reason = format!("-global {} is not taken over", shown(value));
             return self.refuse("value-not-allowed", reason, "set the property at the device");
         }

@@ -48,6 +48,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("-device e1000,help", "argument-malformed", "help"),
     ("-global vfio-pci.sysfsdev=/sys/x", "option-not-allowed", "vfio-pci"),
     ("-global migration.send-configuration=off", "option-not-allowed", "migration"),
+    ("-global PIIX4_PM./etc/shadow=1", "value-not-allowed", "/etc/shadow"),
+    ("-global driver=PIIX4_PM,property=file:/,value=1", "value-not-allowed", "file:/"),
     ("-global e1000.romfile=/etc/shadow", "value-not-allowed", "romfile"),
     ("-global driver=e1000,property=romfile,value=x", "value-not-allowed", "romfile"),
     ("-global e1000", "argument-malformed", "e1000"),
