@@ -4,7 +4,7 @@
 //! [`command`] runs programs, [`World`] is the networks with a [`Link`] between the hosts, [`Guest`] an
 //! argument vector for QEMU, [`Host`] an agent in a namespace, [`GuestLog`] what a guest says about
 //! itself, [`Prober`] what a client sees, [`Vm`] a guest that is moved, [`story`] puts them together, and a [`Blow`] strikes
-//! in a [`Phase`] of a move.
+//! in a [`Phase`] of a move, or [one of its connections](connections) breaks.
 //! It knows of Sterna only what a user knows: the command line, the configuration, the report.
 //!
 //! Needs root, QEMU and iproute2. Two worlds run at a time on a machine, in whatever process ([`Turn`]).
@@ -12,6 +12,7 @@
 mod artifacts;
 pub mod command;
 mod configuration;
+pub mod connections;
 mod emulated;
 mod error;
 mod fault;

@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use sterna_e2e::command::{Running, wait_for};
-use sterna_e2e::{Guest, HostSetup, Move, Pair, Result, Setup, Side, Vm, expect_that, story};
+use sterna_e2e::{
+    Guest, HostSetup, Journals, Move, Pair, Phase, Result, Setup, Side, Vm, connections,
+    expect_that, story,
+};
 use sterna_model::Rate;
 
 /// Fast enough for a job to be well under way in a second or two.
@@ -53,6 +56,35 @@ fn a_cut_of_the_wire_is_not_the_end_of_the_guest() -> Result<()> {
         check_says_where(&moved)?;
         vm.check_still_here(pair)?;
         again(pair, &mut vm)
+    })
+}
+
+/// While the guest runs here still, and when it runs there and lacks pages: the others of the move are whole.
+#[test]
+fn a_connection_that_breaks_alone_costs_no_move() -> Result<()> {
+    story(&patient(), |pair| {
+        let guest = Guest::new("survivor").load("uniform size=24M rate=6M sweep=30");
+        let mut vm = Vm::start(pair, &guest)?;
+        for moment in [Phase::Copying, Phase::Serving] {
+            pair.world().shape(Rate { bytes_per_second: 8_000_000 })?;
+            let (from, before) = (vm.at(), Journals::of(pair));
+            let mut command = vm.begin_move(pair, &["--strategy", "three-stage"], 0)?;
+            let comes = moment.wait(pair, from, &before, &mut command)?;
+            expect_that(comes, "the moment", format!("{moment:?}"), comes)?;
+            connections::break_busiest(pair.world(), from)?;
+            let moved = Move::of(command.wait(LIMIT)?)?;
+            moved.check(0, "done", "destination")?;
+            vm.arrived(pair)?;
+            vm.check_works()?;
+            let log = pair.host(vm.at()).log();
+            expect_that(
+                log.contains("the source is back"),
+                "the log",
+                "a source that is back",
+                log,
+            )?;
+        }
+        Ok(())
     })
 }
 

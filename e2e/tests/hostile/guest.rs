@@ -403,7 +403,7 @@ fn qemus(bench: &Bench, vm: &str) -> Result<usize> {
     Ok(fs::read_dir("/proc")?.flatten().filter(is_one).count())
 }
 
-fn description() -> Result<String> {
+pub(crate) fn description() -> Result<String> {
     described([])
 }
 

@@ -10,6 +10,7 @@ mod destination;
 mod floods;
 mod guest;
 mod protocol;
+mod rejoining;
 mod replay;
 mod strangers;
 

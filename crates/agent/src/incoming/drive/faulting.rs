@@ -32,6 +32,7 @@ impl Drive {
             return self.asked(link);
         }
         let Some(faulting) = self.streams.faulting().cloned() else { return self.asked(link) };
+        tracing::info!("the source is back; it is told what the guest lacks here");
         self.abandoned = false;
         self.links = vec![link];
         self.streams.rejoin(PageKey(rejoin.page_key.0), rejoin.connections);

@@ -230,6 +230,7 @@ impl Drive {
                 }
                 self.bulk = Some(bulk);
                 self.rejoining.stage = Stage::Idle;
+                tracing::info!("the destination is back; it is sent what the guest lacks there");
                 self.fact(Fact::Rejoined);
             }
             Err(why) => self.not_joined(why),
