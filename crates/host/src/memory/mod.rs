@@ -5,12 +5,13 @@
 //! large as the guest, a truncated file would be a SIGBUS, and touching a page that post-copy still misses would allocate
 //! it, which QEMU answers by ending.
 //!
-//! `find.rs` finds the memory of a QEMU, `present.rs` which of it was ever written; `maps.rs` and `monitor.rs` understand what
-//! the kernel and QEMU say about it.
+//! `find.rs` finds the memory of a QEMU, `present.rs` and `page_scan.rs` which of it was ever written; `maps.rs` and
+//! `monitor.rs` understand what the kernel and QEMU say about it.
 
 mod find;
 mod maps;
 mod monitor;
+mod page_scan;
 mod present;
 
 pub use find::{SharedFile, open_shared, ram_of, shared_blocks_of};

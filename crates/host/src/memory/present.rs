@@ -1,6 +1,7 @@
 //! Which part of a guest's memory was ever written: all else reads as zero, and need not be read to know that.
 //!
-//! A file in memory tells its holes. Of a process's anonymous memory the kernel tells which pages there are.
+//! A file in memory tells its holes. Of a process's anonymous memory the kernel tells which pages there are, and one that is new
+//! enough which of them are more than its page of zeros (`page_scan.rs`).
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -9,7 +10,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::{Errno, pread};
 use sterna_model::PAGE_BYTES;
 
-use super::{Act, BlockMemory, MemoryError};
+use super::{Act, BlockMemory, MemoryError, page_scan};
 
 /// Bytes of `/proc/PID/pagemap` for each page.
 const ENTRY_BYTES: usize = 8;
@@ -28,7 +29,15 @@ impl BlockMemory {
     /// [`MemoryError`], after some of them.
     pub fn each_present(&self, mut visit: impl FnMut(Range<u64>)) -> Result<(), MemoryError> {
         if let Self::Process { base, page_map: Some(map), .. } = self {
-            return self.each_in_process(map, *base, visit);
+            let all = *base..base + self.length_bytes();
+            let found =
+                page_scan::each_written(map, all, |at| visit(at.start - base..at.end - base));
+            return match found {
+                // Linux before 6.7 has no such search.
+                Err(Errno::NOTTY | Errno::INVAL) => self.each_in_process(map, *base, visit),
+                Err(error) => Err(self.failed(Act::Seek, 0, error)),
+                Ok(()) => Ok(()),
+            };
         }
         let mut offset = 0;
         while let Some(range) = self.next_present(offset)? {
