@@ -97,4 +97,8 @@ pub struct EpochView {
     pub next_ms: u64,
     /// A page pays that is dirtied less often than this per second.
     pub hazard_limit_per_second: f64,
+    /// For how much more of their time the guest's processors waited for one of the host's while pages were sent, in percent; less
+    /// is sent when it is much. 0 where it is not told.
+    #[serde(default)]
+    pub harm_percent: u32,
 }

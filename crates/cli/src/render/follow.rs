@@ -54,7 +54,7 @@ fn figures(copy: &CopyView, table: &mut Table<2>) {
         table.row([
             "epoch",
             &format!(
-                "{}, ended {} ago: {} pages dirtied, {} below {:.3}/s, {} sent; window {}, next in {}",
+                "{}, ended {} ago: {} pages dirtied, {} below {:.3}/s, {} sent; window {}, next in {}; the guest waited {} % more meanwhile",
                 copy.epochs,
                 time(as_f64(epoch.ended_ms_ago)),
                 epoch.dirtied_pages,
@@ -63,6 +63,7 @@ fn figures(copy: &CopyView, table: &mut Table<2>) {
                 epoch.sent_pages,
                 epoch.window_pages,
                 time(as_f64(epoch.next_ms)),
+                epoch.harm_percent,
             ),
         ]);
     }
@@ -122,12 +123,15 @@ mod tests {
                 window_pages: 64,
                 next_ms: 8000,
                 hazard_limit_per_second: 0.25,
+                harm_percent: 4,
             }),
         });
         let text = follow(&view);
-        for part in
-            ["in 3 pages", "9 below 0.250/s, 9 sent; window 64, next in 8.0 s", "about 212.3 ms"]
-        {
+        for part in [
+            "in 3 pages",
+            "9 below 0.250/s, 9 sent; window 64, next in 8.0 s; the guest waited 4 % more",
+            "about 212.3 ms",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -183,6 +183,7 @@ impl Drive {
             window_pages: epochs.window_pages(),
             next_ms: u64::try_from(epochs.length().as_millis()).unwrap_or(u64::MAX),
             hazard_limit_per_second: epochs.limit_per_second(),
+            harm_percent: facts.harm_percent,
         };
         tracing::trace!(?view, "an epoch is over");
         self.epoch.last = Some((now, view));

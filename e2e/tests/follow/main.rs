@@ -1,13 +1,14 @@
 //! A followed guest: its copy is kept nearly current, it is handed over at once when asked, or stays as if nothing had been.
+//! What that takes is in `cost.rs`.
+
+mod cost;
 
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 use sterna_e2e::command::wait_for;
-use sterna_e2e::{
-    Error, Guest, MOVE_LIMIT, Move, Pair, Result, Setup, Side, Vm, expect_that, story,
-};
+use sterna_e2e::{Guest, MOVE_LIMIT, Move, Pair, Result, Setup, Side, Vm, expect_that, story};
 use sterna_model::Rate;
 
 /// The first copy and some epochs.
@@ -17,11 +18,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 const SWITCH_LIMIT_MS: f64 = 3000.0;
 /// 100 Mbit/s.
 const LINK: Rate = Rate { bytes_per_second: 12_500_000 };
-/// A guest that has just booted settles.
-const SETTLES: Duration = Duration::from_secs(5);
-const MEASURED: Duration = Duration::from_secs(10);
-/// The bound for an idle guest.
-const MOST_SHARE: f64 = 0.02;
 
 #[test]
 fn a_followed_guest_is_handed_over_at_once() -> Result<()> {
@@ -121,60 +117,6 @@ fn a_rest_that_does_not_fit_follows_after_the_hand_over() -> Result<()> {
         pair.world().unshape()?;
         vm.check_works()
     })
-}
-
-/// What following an idle guest takes from a processor: QEMU, which looks for dirty pages, and the agent.
-#[test]
-fn an_idle_guest_is_followed_for_little() -> Result<()> {
-    story(&Setup::default(), |pair| {
-        let vm = Vm::start(pair, &Guest::new("cheap").load("idle size=16M sweep=5"))?;
-        let host = pair.host(Side::Alpha);
-        thread::sleep(SETTLES);
-        let [alone] = shares_of_a_processor([vm.pid()])?;
-        follow(pair, &vm)?;
-        wait_for_epochs(pair, &vm, 2)?;
-        let sent = background(pair, &vm)?;
-        let agent =
-            host.agent_pid().ok_or_else(|| Error::unexpected("the agent", "a pid", "none"))?;
-        let [followed, agent] = shares_of_a_processor([vm.pid(), agent])?;
-        let sent = background(pair, &vm)? - sent;
-        eprintln!(
-            "QEMU {alone:.4} of a processor alone, {followed:.4} followed; agent {agent:.4}; {sent} bytes in {} s",
-            MEASURED.as_secs()
-        );
-        expect_that(followed - alone < MOST_SHARE, "QEMU's share", MOST_SHARE, followed - alone)?;
-        expect_that(agent < MOST_SHARE, "the agent's share", MOST_SHARE, agent)?;
-        host.run(&["unfollow", vm.name()])?.success()?;
-        vm.check_still_here(pair)
-    })
-}
-
-fn background(pair: &Pair, vm: &Vm) -> Result<u64> {
-    let status = pair.host(vm.at()).json(&["status", vm.name()])?;
-    let sent = status.pointer("/copy/background_bytes").and_then(Value::as_u64);
-    sent.ok_or_else(|| Error::unexpected("background_bytes", "a number", &status))
-}
-
-/// What each of some processes takes of a processor, over some seconds.
-fn shares_of_a_processor<const N: usize>(pids: [u32; N]) -> Result<[f64; N]> {
-    let ticks = || -> Result<Vec<f64>> { pids.iter().map(|pid| processor_ticks(*pid)).collect() };
-    let before = ticks()?;
-    thread::sleep(MEASURED);
-    let after = ticks()?;
-    // The kernel counts in hundredths of a second for everybody.
-    let share = |at: usize| (after[at] - before[at]) / 100.0 / MEASURED.as_secs_f64();
-    Ok(std::array::from_fn(share))
-}
-
-fn processor_ticks(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = std::fs::read_to_string(&path).map_err(Error::io(path.clone()))?;
-    let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-    let ticks = after_name.split(' ').skip(11).take(2).map(str::parse::<f64>);
-    let ticks: std::result::Result<Vec<f64>, _> = ticks.collect();
-    ticks
-        .map(|ticks| ticks.iter().sum())
-        .map_err(|error| Error::unexpected(path, "user and system ticks", error))
 }
 
 fn follow(pair: &Pair, vm: &Vm) -> Result<()> {

@@ -1,0 +1,167 @@
+//! What following an idle guest takes from the processors, and what goes over the wire for it: over seconds in `make test`,
+//! over hours in a soak.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sterna_e2e::{
+    Error, Guest, Pair, Result, Setup, Side, Turn, Vm, expect_that, repository, story,
+};
+
+use super::{check_report, follow, switch, wait_for_epochs};
+
+/// A guest that has just booted settles.
+const SETTLES: Duration = Duration::from_secs(5);
+const MEASURED: Duration = Duration::from_secs(10);
+/// The bound for an idle guest.
+const MOST_SHARE: f64 = 0.02;
+/// How long a soak follows, in minutes, unless `STERNA_FOLLOW_MINUTES` says something else.
+const MINUTES: u64 = 180;
+/// What is written down at a time.
+const STRETCH: Duration = Duration::from_secs(300);
+/// What an agent may hold beyond what it held at first: following for hours makes nothing grow.
+const GROWTH_BYTES: u64 = 16 << 20;
+
+/// What following an idle guest takes from a processor: QEMU, which looks for dirty pages, and the agent.
+#[test]
+fn an_idle_guest_is_followed_for_little() -> Result<()> {
+    story(&Setup::default(), |pair| {
+        let vm = Vm::start(pair, &Guest::new("cheap").load("idle size=16M sweep=5"))?;
+        let host = pair.host(Side::Alpha);
+        thread::sleep(SETTLES);
+        let [alone] = shares_of_a_processor(MEASURED, [vm.pid()])?;
+        follow(pair, &vm)?;
+        wait_for_epochs(pair, &vm, 2)?;
+        let sent = background(pair, &vm)?;
+        let agent = agent(pair, Side::Alpha)?;
+        let [followed, agent] = shares_of_a_processor(MEASURED, [vm.pid(), agent])?;
+        let sent = background(pair, &vm)? - sent;
+        eprintln!(
+            "QEMU {alone:.4} of a processor alone, {followed:.4} followed; agent {agent:.4}; {sent} bytes in {} s",
+            MEASURED.as_secs()
+        );
+        expect_that(followed - alone < MOST_SHARE, "QEMU's share", MOST_SHARE, followed - alone)?;
+        expect_that(agent < MOST_SHARE, "the agent's share", MOST_SHARE, agent)?;
+        host.run(&["unfollow", vm.name()])?.success()?;
+        vm.check_still_here(pair)
+    })
+}
+
+/// For hours, with everything that takes part counted; then the guest is handed over. Writes `e2e/results/followed.json`.
+#[test]
+fn an_idle_guest_is_followed_for_hours() -> Result<()> {
+    if std::env::var_os("STERNA_SOAK").is_none_or(|value| value != "1") {
+        eprintln!("skipped: it takes hours; STERNA_SOAK=1 (make soak) runs it");
+        return Ok(());
+    }
+    let minutes = std::env::var("STERNA_FOLLOW_MINUTES").ok().and_then(|text| text.parse().ok());
+    let end = Instant::now() + Duration::from_secs(60 * minutes.unwrap_or(MINUTES));
+    // It mostly waits, beside whatever else runs.
+    story(&Setup { turn: Turn::AtOnce, ..Setup::default() }, |pair| {
+        let mut vm = Vm::start(pair, &Guest::new("patient").load("idle size=64M sweep=60"))?;
+        thread::sleep(SETTLES);
+        let [alone] = shares_of_a_processor(STRETCH / 5, [vm.pid()])?;
+        follow(pair, &vm)?;
+        wait_for_epochs(pair, &vm, 2)?;
+        let agents = [agent(pair, Side::Alpha)?, agent(pair, Side::Beta)?];
+        let copy = pair.world().qemus(Side::Beta)?;
+        let [copy] = copy[..] else {
+            return Err(Error::unexpected("QEMUs at the destination", "one", format!("{copy:?}")));
+        };
+        let mut stretches = Vec::new();
+        while Instant::now() < end {
+            let before = background(pair, &vm)?;
+            let all = [vm.pid(), agents[0], copy, agents[1]];
+            let [source, ours, waiting, theirs] = shares_of_a_processor(STRETCH, all)?;
+            let together = source - alone + ours + waiting + theirs;
+            let held = [anonymous_bytes(agents[0])?, anonymous_bytes(agents[1])?];
+            stretches.push(json!({
+                "qemu_beyond_alone_percent": percent(source - alone),
+                "source_agent_percent": percent(ours),
+                "waiting_qemu_percent": percent(waiting),
+                "destination_agent_percent": percent(theirs),
+                "together_percent": percent(together),
+                "sent_bytes": background(pair, &vm)? - before,
+                "agents_anonymous_bytes": held,
+            }));
+            write(percent(alone), &stretches)?;
+            check_stretch(&stretches, together)?;
+        }
+        let switched = switch(pair, &vm)?;
+        switched.check_done()?;
+        vm.arrived(pair)?;
+        vm.check_works()?;
+        check_report(&switched)
+    })
+}
+
+fn check_stretch(stretches: &[Value], together: f64) -> Result<()> {
+    expect_that(together < MOST_SHARE, "the share of all", MOST_SHARE, together)?;
+    let held = |stretch: Option<&Value>, agent: usize| {
+        stretch.and_then(|it| it["agents_anonymous_bytes"][agent].as_u64()).unwrap_or(0)
+    };
+    for agent in [0, 1] {
+        let (first, now) = (held(stretches.first(), agent), held(stretches.last(), agent));
+        expect_that(now < first + GROWTH_BYTES, "an agent's memory", first + GROWTH_BYTES, now)?;
+    }
+    Ok(())
+}
+
+fn write(alone_percent: f64, stretches: &[Value]) -> Result<()> {
+    let result = json!({
+        "guest": "256 MiB, idle",
+        "stretch_seconds": STRETCH.as_secs(),
+        "minutes": stretches.len() as u64 * STRETCH.as_secs() / 60,
+        "qemu_alone_percent": alone_percent,
+        "stretches": stretches,
+    });
+    let path = repository().join("e2e/results/followed.json");
+    fs::write(path, format!("{result:#}\n")).map_err(Error::io("writing what following took"))
+}
+
+fn agent(pair: &Pair, side: Side) -> Result<u32> {
+    let pid = pair.host(side).agent_pid();
+    pid.ok_or_else(|| Error::unexpected("the agent", "a pid", "none"))
+}
+
+fn background(pair: &Pair, vm: &Vm) -> Result<u64> {
+    let status = pair.host(vm.at()).json(&["status", vm.name()])?;
+    let sent = status.pointer("/copy/background_bytes").and_then(Value::as_u64);
+    sent.ok_or_else(|| Error::unexpected("background_bytes", "a number", &status))
+}
+
+/// With two decimals.
+fn percent(share: f64) -> f64 {
+    (share * 10_000.0).round() / 100.0
+}
+
+/// What each of some processes takes of a processor, over some time.
+fn shares_of_a_processor<const N: usize>(over: Duration, pids: [u32; N]) -> Result<[f64; N]> {
+    let ticks = || -> Result<Vec<f64>> { pids.iter().map(|pid| processor_ticks(*pid)).collect() };
+    let (before, begun) = (ticks()?, Instant::now());
+    thread::sleep(over);
+    let (after, elapsed) = (ticks()?, begun.elapsed().as_secs_f64());
+    // The kernel counts in hundredths of a second for everybody.
+    Ok(std::array::from_fn(|at| (after[at] - before[at]) / 100.0 / elapsed))
+}
+
+fn processor_ticks(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).map_err(Error::io(path.clone()))?;
+    let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+    let ticks = after_name.split(' ').skip(11).take(2).map(str::parse::<f64>);
+    let ticks: std::result::Result<Vec<f64>, _> = ticks.collect();
+    ticks
+        .map(|ticks| ticks.iter().sum())
+        .map_err(|error| Error::unexpected(path, "user and system ticks", error))
+}
+
+fn anonymous_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).map_err(Error::io(path.clone()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map(|kib| kib << 10).ok_or_else(|| Error::unexpected(path, "RssAnon", status))
+}
