@@ -1,5 +1,6 @@
 //! A guest in a story: where it is, what it has printed, and how it is moved.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -91,6 +92,16 @@ impl Vm {
     #[must_use]
     pub const fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether its memory is a file that others can open, as it is of every guest that was moved once.
+    ///
+    /// # Errors
+    /// Its QEMU has ended.
+    pub fn memory_is_a_file(&self) -> Result<bool> {
+        let path = format!("/proc/{}/cmdline", self.pid);
+        let line = fs::read(&path).map_err(Error::io(path))?;
+        Ok(String::from_utf8_lossy(&line).contains("memory-backend-memfd"))
     }
 
     /// What it has printed.

@@ -56,6 +56,8 @@ pub enum Plant {
     RejoinsOnce,
     /// The destination does not hear that the source's QEMU died while it served.
     DeathIsNotTold,
+    /// A source whose QEMU died while it served gives the guest up, though it has its memory.
+    HeldMemoryIsForgotten,
     /// A data connection that breaks while pages are lacking is nobody's matter.
     BrokenPushIsIgnored,
     /// Rounds of a three-stage copy send what has changed again.

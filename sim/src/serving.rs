@@ -101,12 +101,12 @@ impl World {
     /// A worker sends what is next.
     pub(crate) fn serve_next(&mut self, number: u32, worker: usize) {
         let (now, stalled) = (self.now(), self.host(Side::Source).stalled_until);
-        let alive = self.is_alive(Side::Source);
+        let readable = self.is_alive(Side::Source) || self.setting.held;
         let Some(server) = self.server.as_mut().filter(|server| server.number == number) else {
             return;
         };
         // Nothing can be read any more.
-        if !alive {
+        if !readable {
             return;
         }
         if stalled > now {

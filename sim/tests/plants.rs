@@ -82,6 +82,7 @@ fn what_is_absent_is_sent_once_and_placed_once() {
 fn what_is_lost_between_two_hosts_is_noticed() {
     caught(Plant::RejoinsOnce, Progress, 5_000);
     caught(Plant::DeathIsNotTold, Progress, 5_000);
+    caught(Plant::HeldMemoryIsForgotten, Truth, 5_000);
     caught(Plant::BrokenPushIsIgnored, Progress, 10_000);
     caught(Plant::FedIsPlaced, Progress, 60_000);
 }

@@ -14,7 +14,7 @@ fn a_replay_gives_the_same_trace() {
     for seed in 0..300 {
         let scenario = Scenario::from_seed(seed);
         let (one, other) = (run(&scenario, recorded), run(&scenario, recorded));
-        assert!(one.trace.lines().len() > 20, "seed {seed}");
+        assert!(one.trace.lines().len() > 5, "seed {seed}");
         assert_eq!(one.trace, other.trace, "seed {seed}");
         let silent = run(&scenario, Options::default());
         assert!(silent.trace.lines().is_empty());

@@ -115,7 +115,7 @@ impl Kind {
 
 /// A move, a blow, and what must be so in the end.
 fn strike(pair: &mut Pair, vm: &mut Vm, phase: Phase, blow: Blow) -> Result<Ended> {
-    let from = vm.at();
+    let (from, held) = (vm.at(), vm.memory_is_a_file()?);
     pair.world().shape(LINK)?;
     let before = Journals::of(pair);
     let words = vm.migrate_words(Kind::of(phase).options());
@@ -130,7 +130,7 @@ fn strike(pair: &mut Pair, vm: &mut Vm, phase: Phase, blow: Blow) -> Result<Ende
     // A cut took the shape with it.
     let _ = pair.world().unshape();
     let end = settle(pair, vm, from)?;
-    check_allowed(phase, blow, end)?;
+    check_allowed(phase, blow, held, end)?;
     check_told(pair, vm, phase, end, code)?;
     match end {
         End::Source => vm.check_works()?,
@@ -190,10 +190,12 @@ fn settle(pair: &Pair, vm: &Vm, from: Side) -> Result<End> {
 
 /// What DESIGN.md's table allows. A fault strikes some hundred microseconds behind the record, so the step that the record
 /// announces may be done.
-fn check_allowed(phase: Phase, blow: Blow, end: End) -> Result<()> {
+fn check_allowed(phase: Phase, blow: Blow, held: bool, end: End) -> Result<()> {
     let copied = phase <= Phase::Copying;
     let allowed: &[End] = match blow {
-        // It is the destination's, and waits for what it lacks, however long that takes; without either QEMU it is lost.
+        // It is the destination's, and waits for what it lacks, however long that takes; without either QEMU it is lost, unless
+        // what the source's one had is a file that the agent there has open.
+        Blow::SourceQemu if held && Kind::of(phase) == Kind::PostCopy => &[End::Destination],
         Blow::SourceQemu | Blow::SourceHost | Blow::DestinationQemu
             if Kind::of(phase) == Kind::PostCopy =>
         {

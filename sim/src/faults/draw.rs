@@ -22,6 +22,7 @@ pub(super) fn setting(random: &mut Random) -> Setting {
         write_every: random.time_of_any_scale(micros(50), millis(100)),
         working_set: number(working_set),
         paused: random.chance(60),
+        held: random.chance(500),
         connections: random.index(4) + 1,
         one_way: random.time_of_any_scale(micros(20), millis(60)),
         jitter: random.time_of_any_scale(micros(1), millis(20)),

@@ -61,6 +61,8 @@ pub struct Setting {
     pub working_set: u32,
     /// Its user has paused it before.
     pub paused: bool,
+    /// Its memory is a file at the source, which the agent there has open: it outlives that QEMU.
+    pub held: bool,
     /// Data connections.
     pub connections: usize,
     /// A message's way.

@@ -4,7 +4,7 @@
 //! *entitled* before the resume. *Discarded* is said only of a QEMU that is dead. A report of *done* means that the
 //! destination has the guest and the source's QEMU is gone; of *failed*, *cancelled* or *refused*, that the guest is at the source
 //! as it was; of *lost*, that it is dead and was not handed over, or died while it lacked pages; no end but that one is told
-//! of a guest that lacks pages; *unknown* is said only when a QEMU, a disk or a whole
+//! of a guest that lacks pages, nor is that given up while the source's agent has its memory; *unknown* is said only when a QEMU, a disk or a whole
 //! host failed. A guest that its user had paused before never runs by our doing. Final records agree with where the guest is.
 //!
 //! Does not check words, numbers of the report, or what the command line makes of the outcome (the exit codes are a table
@@ -61,6 +61,13 @@ impl World {
     /// The source sends the commit.
     pub(crate) fn commit_is_sent(&mut self) {
         self.check_durable(Side::Source, Reached::Source(SourceRecord::Offered), "commit");
+    }
+
+    /// The source says that its QEMU died, and what the destination lacked with it.
+    pub(crate) fn nothing_is_left_to_serve(&mut self) {
+        if self.setting.held && self.hosts[Side::Source.index()].lives == 0 {
+            self.blame(Oracle::Truth, "a guest is given up whose memory the source has");
+        }
     }
 
     /// The destination says that its QEMU is dead.

@@ -29,7 +29,7 @@ use crate::message::Message;
 use crate::network::{ConnectionId, Reached};
 use crate::oracle::{Ended, Gauge as Bound};
 use crate::plant::Plant;
-use crate::world::{Inbound, StreamEvent};
+use crate::world::{Inbound, StreamEvent, World};
 use copying::Again;
 use gauge::Gauge;
 use rejoining::Rejoin;
@@ -249,7 +249,7 @@ impl Drive {
             Inbound::WorkerFailed(_, why) => {
                 self.broken.get_or_insert((self.hands.now(), why));
             }
-            Inbound::QemuDied(why) => self.fact(Fact::QemuDied(why)),
+            Inbound::QemuDied(why) => self.qemu_died(why),
             Inbound::Cancel => self.fact(Fact::CancelRequested),
             // What an earlier stream or connection still says, or what only a destination hears.
             _ => {}
@@ -281,7 +281,12 @@ impl Drive {
                 Effect::Commit(offer) => self.commit(offer).await,
                 Effect::Abort(_) if self.is_serving() && self.hands.errs(Plant::DeathIsNotTold) => {
                 }
-                Effect::Abort(why) => self.send(Message::Abort(why)).await,
+                Effect::Abort(why) => {
+                    if self.is_serving() {
+                        self.hands.with(World::nothing_is_left_to_serve);
+                    }
+                    self.send(Message::Abort(why)).await;
+                }
                 Effect::Inquire => self.inquire().await,
                 Effect::ReturnGuest(may_return) => self.return_guest(may_return).await,
                 Effect::Serve => self.serve(),

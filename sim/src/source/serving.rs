@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use sterna_migration::source::Fact;
+use sterna_migration::source::{Death, Fact};
 use sterna_model::PageId;
 
 use super::Drive;
@@ -27,6 +27,14 @@ impl Drive {
     pub(super) fn runs_there(&mut self, lacks_pages: bool) {
         let lacks_pages = lacks_pages && !self.hands.errs(Plant::GoneAtRunning);
         self.fact(Fact::PeerRunning { lacks_pages });
+    }
+
+    /// What the agent had open before a restart it has not after.
+    pub(super) fn qemu_died(&mut self, why: String) {
+        let forgets = self.hands.errs(Plant::HeldMemoryIsForgotten);
+        let held = self.hands.with(|world| world.setting.held);
+        let memory_is_held = held && !self.resumed && !forgets;
+        self.fact(Fact::QemuDied(Death { why, memory_is_held }));
     }
 
     /// Sends what the destination lacks: what was marked, or what it said when it was rejoined.

@@ -105,6 +105,12 @@ impl SourceMemory {
         self.blocks[at].memory.read_at(offset, contents).map_err(io::Error::other)
     }
 
+    /// Whether all of it is in files that are open here, and outlives QEMU.
+    #[must_use]
+    pub(super) fn is_held(&self) -> bool {
+        self.blocks.iter().all(|block| matches!(block.memory, BlockMemory::File { .. }))
+    }
+
     /// Whether a block is read from QEMU's memory, and not held here.
     #[must_use]
     pub(super) fn is_readable(&self, block: &Block) -> bool {

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::time::Duration;
 
 use sterna_model::{Refusal, Root};
@@ -36,7 +37,7 @@ pub enum Fact {
     /// QEMU's stream broke, or a command to QEMU failed; QEMU itself lives.
     QemuFailed(String),
     /// QEMU is gone, or was found gone after a restart.
-    QemuDied(String),
+    QemuDied(Death),
     /// The last pages (or the marks of absent ones), the tail and this root were handed to the connections.
     Flushed(Root),
     /// The destination has loaded everything; the root is of what it has.
@@ -64,6 +65,34 @@ pub enum Fact {
     CancelRequested,
     /// A timer fired.
     TimerFired(Timer),
+}
+
+/// How our QEMU came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// In words.
+    pub why: String,
+    /// Its guest's memory outlives it, as long as whoever drives the machine: what the destination lacks can still be served.
+    pub memory_is_held: bool,
+}
+
+impl From<String> for Death {
+    /// Its guest's memory went with it.
+    fn from(why: String) -> Self {
+        Self { why, memory_is_held: false }
+    }
+}
+
+impl From<&str> for Death {
+    fn from(why: &str) -> Self {
+        Self::from(String::from(why))
+    }
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
 }
 
 /// The machine's deadlines. Setting one again moves it.

@@ -11,7 +11,7 @@ mod states;
 #[cfg(test)]
 mod tests;
 
-pub use effect::{DurableOffer, Effect, Fact, Finish, MayReturn, Timer};
+pub use effect::{Death, DurableOffer, Effect, Fact, Finish, MayReturn, Timer};
 pub use offered::{Offered, Offering};
 pub use serving::{Leaving, Serving};
 pub use states::{Copying, Flushing, Preparing, Returning, Stopping};

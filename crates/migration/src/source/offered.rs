@@ -49,8 +49,8 @@ impl Offering {
             Fact::PeerLost(_) | Fact::PeerAway(_) | Fact::PeerFailed(_) | Fact::PeerDiscarded => {
                 Offered::asking(self.limits, self.bereft, effects)
             }
-            Fact::QemuDied(why) => {
-                self.bereft = Some(why);
+            Fact::QemuDied(death) => {
+                self.bereft = Some(death);
                 Source::Offering(self)
             }
             _ => Source::Offering(self),
@@ -112,8 +112,8 @@ impl Offered {
                 Source::Offered(self)
             }
             // Whether the guest is lost is the destination's to say: it may run there.
-            Fact::QemuDied(why) => {
-                self.bereft = Some(why);
+            Fact::QemuDied(death) => {
+                self.bereft = Some(death);
                 Source::Offered(self)
             }
             _ => Source::Offered(self),

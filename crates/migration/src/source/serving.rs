@@ -1,13 +1,12 @@
 //! The guest runs at the destination, and pages that it lacks are still here: they are served until it lacks none.
 //!
-//! Nothing but that ends it, or the death of one of the two QEMUs: then the guest is lost. Links may break and agents be
-//! restarted as often as they will; the source makes its connections anew, once every interval, for ever.
-
-use alloc::string::String;
+//! Nothing but that ends it, or the death of one of the two QEMUs: then the guest is lost, unless it was ours and what it had
+//! of the guest is held. Links may break and agents be restarted as often as they will; the source makes its connections
+//! anew, once every interval, for ever.
 
 use super::offered::with;
 use super::states::{Bereft, Effects, end};
-use super::{Effect, Fact, Limits, Source, Timer};
+use super::{Death, Effect, Fact, Limits, Source, Timer};
 use crate::journal::SourceRecord;
 use crate::outcome::Outcome;
 
@@ -15,7 +14,8 @@ use crate::outcome::Outcome;
 #[derive(Debug)]
 pub struct Serving {
     limits: Limits,
-    /// Our QEMU died, and what it still had with it. Whether the destination lacked any of that is its to say.
+    /// Our QEMU died, and what it still had with it, unless that is held. Whether the destination lacked any of it is its to
+    /// say.
     bereft: Bereft,
     progress: Progress,
 }
@@ -80,7 +80,7 @@ impl Serving {
                 effects.push(Effect::ClearTimer(Timer::Inquiry));
                 self.link(effects);
             }
-            Fact::QemuDied(why) if self.bereft.is_none() => self.bereave(why, effects),
+            Fact::QemuDied(death) if self.bereft.is_none() => self.bereave(death, effects),
             // Nothing else changes what has to be done here: not a cancel, nor a time-out, nor what comes late.
             _ => {}
         }
@@ -101,8 +101,8 @@ impl Serving {
     fn link(&mut self, effects: &mut Effects) {
         self.progress = Progress::Linked;
         effects.push(match &self.bereft {
-            None => Effect::Serve,
-            Some(died) => Effect::Abort(died.clone()),
+            Some(Death { why, memory_is_held: false }) => Effect::Abort(why.clone()),
+            _ => Effect::Serve,
         });
     }
 
@@ -124,12 +124,12 @@ impl Serving {
     }
 
     /// The destination has to hear of it, however long that takes: its guest waits for pages that nobody has. It answers
-    /// that the guest is lost, or that it lacked nothing any more.
-    fn bereave(&mut self, why: String, effects: &mut Effects) {
-        if self.progress == Progress::Linked {
-            effects.push(Effect::Abort(why.clone()));
+    /// that the guest is lost, or that it lacked nothing any more. With its memory held nothing changes.
+    fn bereave(&mut self, death: Death, effects: &mut Effects) {
+        if self.progress == Progress::Linked && !death.memory_is_held {
+            effects.push(Effect::Abort(death.why.clone()));
         }
-        self.bereft = Some(why);
+        self.bereft = Some(death);
     }
 }
 

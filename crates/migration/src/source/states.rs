@@ -11,7 +11,7 @@ use core::fmt;
 use sterna_model::Root;
 
 use super::offered::Offering;
-use super::{Effect, Fact, Finish, Limits, MayReturn, Source, Timer};
+use super::{Death, Effect, Fact, Finish, Limits, MayReturn, Source, Timer};
 use crate::journal::SourceRecord;
 use crate::outcome::Outcome;
 use crate::policy::{Decision, Policy};
@@ -79,9 +79,9 @@ pub struct Returning {
     pub(super) returned: bool,
 }
 
-/// Why our QEMU died, if it did, with all that the destination needs on its way already. There is nothing left to go back
-/// to then: the destination's copy is the only one.
-pub(super) type Bereft = Option<String>;
+/// How our QEMU died, if it did, with all that the destination needs to run the guest on its way already. There is nothing
+/// left to go back to then: the destination's copy is the only one.
+pub(super) type Bereft = Option<Death>;
 
 /// Proof that the destination's memory is ours.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ pub(super) fn lose(why: String, effects: &mut Effects) -> Source {
 fn otherwise(state: Source, fact: Fact, effects: &mut Effects) -> Source {
     let failed = match fact {
         Fact::CancelRequested => return give_back(Outcome::Cancelled, effects),
-        Fact::QemuDied(why) => return lose(why, effects),
+        Fact::QemuDied(death) => return lose(death.why, effects),
         Fact::TimerFired(Timer::Job) => {
             String::from("the time-out passed before the guest could be handed over")
         }
@@ -341,12 +341,12 @@ impl Flushing {
             Fact::PeerLoaded(root) => self.theirs = Some(root),
             // Everything was handed over, so the destination's copy will be whole; to go on cannot make two running
             // copies, since what is dead never runs again. Nothing hurries any more: there is no guest to resume.
-            // Before a post-copy the copy may lack pages, which are gone then: that is the destination's to know, and its
-            // answer to the commit tells.
-            Fact::QemuDied(why) if self.ours.is_some() => {
+            // Before a post-copy the copy may lack pages, which are gone then unless they are held: that is the destination's
+            // to know, and its answer to the commit tells.
+            Fact::QemuDied(death) if self.ours.is_some() => {
                 effects.push(Effect::ClearTimer(Timer::Stop));
                 effects.push(Effect::ClearTimer(Timer::Silence));
-                self.bereft = Some(why);
+                self.bereft = Some(death);
             }
             other => return self.otherwise(other, effects),
         }
@@ -408,7 +408,7 @@ impl Returning {
                 end(self.outcome, effects)
             }
             Fact::ReturnFailed(why) => end(Outcome::Unknown(why), effects),
-            Fact::QemuDied(why) => end(Outcome::Lost(why), effects),
+            Fact::QemuDied(death) => end(Outcome::Lost(death.why), effects),
             _ => Source::Returning(self),
         }
     }

@@ -256,7 +256,7 @@ fn a_refusal_touches_nothing() {
 
 #[test]
 fn a_dead_qemu_is_reported_lost() {
-    let story = Story::copying().then(Fact::QemuDied("signal 9".to_string()));
+    let story = Story::copying().then(died());
     assert_eq!(story.outcome().guest_is(), GuestIs::Lost);
 }
 
@@ -271,7 +271,7 @@ fn after_a_restart_offered_asks() {
 }
 
 fn died() -> Fact {
-    Fact::QemuDied("signal 9".to_string())
+    Fact::QemuDied("signal 9".to_string().into())
 }
 
 #[test]

@@ -66,10 +66,10 @@ impl Drive {
     /// A guest whose QEMU died is lost, not unknown.
     async fn not_returned(&self, error: &QmpError) -> Fact {
         if self.wanted.live.is_none() {
-            return Fact::QemuDied(error.to_string());
+            return Fact::QemuDied(error.to_string().into());
         }
         match self.death_of_qemu().await {
-            Some(why) => Fact::QemuDied(why),
+            Some(why) => Fact::QemuDied(why.into()),
             None => {
                 Fact::ReturnFailed(format!("the guest could not be resumed at the source: {error}"))
             }

@@ -172,8 +172,8 @@ struct Drive {
     bulk: Option<Bulk>,
     /// Counts the sets of data connections: what the workers of an earlier one still say is nothing about this one.
     connections: u32,
-    /// Our QEMU has ended.
-    qemu_is_gone: bool,
+    /// Our QEMU has ended, and its guest's memory with it.
+    memory_is_gone: bool,
     head: Option<Head>,
     /// Streams that were begun; the last one counts.
     streams: u32,
@@ -244,7 +244,7 @@ impl Drive {
             stored: None,
             bulk: None,
             connections: 0,
-            qemu_is_gone: false,
+            memory_is_gone: false,
             head: None,
             streams: 0,
             again: Again::default(),
@@ -340,10 +340,7 @@ impl Drive {
             Event::Worker(_, _, WorkerReport::Failed(why) | WorkerReport::Unusable(why)) => {
                 self.broken.get_or_insert((Instant::now(), why));
             }
-            Event::QemuDied(why) => {
-                self.qemu_is_gone = true;
-                self.fact(Fact::QemuDied(why));
-            }
+            Event::QemuDied(why) => self.qemu_died(why),
             Event::Inquired(Ok(link)) => {
                 self.leave_link();
                 self.heard_at = Instant::now();

@@ -33,7 +33,7 @@ impl Drive {
             Err(refusals) => {
                 // One that dies while it is asked is not one that does not answer as it should.
                 return match self.death_of_qemu().await {
-                    Some(why) => self.fact(Fact::QemuDied(why)),
+                    Some(why) => self.fact(Fact::QemuDied(why.into())),
                     None => self.fact(Fact::PeerRefused(refusals)),
                 };
             }

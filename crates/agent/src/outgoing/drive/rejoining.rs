@@ -186,7 +186,7 @@ impl Drive {
 
     fn connect_again(&mut self) {
         let copying = self.phase() == "copying";
-        if self.qemu_is_gone && !copying {
+        if self.memory_is_gone && !copying {
             // There is nothing to serve: it is told so.
             self.rejoining.stage = Stage::Idle;
             return self.fact(Fact::Rejoined);

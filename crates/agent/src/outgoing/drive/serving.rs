@@ -1,13 +1,13 @@
 //! Post-copy, the source's side: the guest runs at the destination and its last pages are still here. They are pushed, and
 //! what the guest waits for goes first. The paused QEMU's memory is the page store: nothing else is needed to go on after
-//! a cut or a restart.
+//! a cut or a restart, and where it is a file, not even QEMU.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use sterna_host::memory::ram_of;
 use sterna_host::tls::DataStream;
-use sterna_migration::source::{Fact, Finish};
+use sterna_migration::source::{Death, Fact, Finish};
 use sterna_model::{JobId, Layout, PAGE_BYTES};
 use sterna_wire::post_copy;
 use sterna_wire::{FrameWriter, Role, Token};
@@ -67,6 +67,17 @@ impl Drive {
     pub(super) fn complete(&mut self, complete: &post_copy::Complete) {
         self.gauge.complete(complete);
         self.fact(Fact::PeerComplete);
+    }
+
+    /// Our QEMU died. A guest's memory in a file outlives it while this agent has the file open: what the guest lacks at the
+    /// destination is served all the same.
+    pub(super) fn qemu_died(&mut self, why: String) {
+        let memory_is_held = self.head.as_ref().is_some_and(|head| head.memory.is_held());
+        if memory_is_held {
+            tracing::warn!(%why, "the source's QEMU died; this agent has what is left there of the guest's memory");
+        }
+        self.memory_is_gone = !memory_is_held;
+        self.fact(Fact::QemuDied(Death { why, memory_is_held }));
     }
 
     /// The guest's memory, which stands still in its paused QEMU: as it was opened for the move, or opened again.

@@ -11,7 +11,7 @@ use super::{Story, died, facts, root};
 use crate::journal::SourceRecord::{self, Copying, Gone, Offered, Serving, Stopping, Vanished};
 use crate::outcome::{GuestIs, Outcome};
 use crate::policy::{Precopy, ThreeStage};
-use crate::source::{Effect, Fact, Finish, Limits, Source, Timer};
+use crate::source::{Death, Effect, Fact, Finish, Limits, Source, Timer};
 
 /// So many dirty pages do not fit the limit.
 const MANY: u64 = 1_000_000;
@@ -279,6 +279,27 @@ fn our_qemus_death_is_told_until_the_destination_has_heard_it() {
     assert!(matches!(lost.outcome(), Outcome::Lost(why) if why.contains("signal 9")));
     let complete = serving().then(died()).then(Fact::PeerComplete);
     assert_eq!(*complete.outcome(), Outcome::Done, "the last page had arrived");
+}
+
+/// A guest's memory in a file outlives its QEMU.
+#[test]
+fn what_is_held_is_served_without_a_qemu() {
+    let held = || Fact::QemuDied(Death { why: "signal 9".to_string(), memory_is_held: true });
+    let story = serving().then(held());
+    assert!(!story.did(aborts) && story.is_at("serving"));
+    let story = story.then(lost_link()).then(Fact::TimerFired(Timer::Inquiry));
+    let story = story.then(Fact::Rejoined);
+    assert!(!story.did(aborts) && story.count(serves) == 2);
+    assert_eq!(*story.then(Fact::PeerComplete).outcome(), Outcome::Done);
+    let lost = serving().then(held()).then(vanished());
+    assert!(matches!(lost.outcome(), Outcome::Lost(why) if why.contains("signal 9")));
+    // Before the answer to the commit.
+    let story = flushing().then(Fact::Flushed(root(1))).then(held());
+    let story = story.then(Fact::PeerLoaded(root(1))).then(LACKS);
+    assert!(story.did(serves) && !story.did(aborts));
+    // Without the device state memory is no guest.
+    let lost = flushing().then(held());
+    assert_eq!(lost.outcome().guest_is(), GuestIs::Lost);
 }
 
 #[test]
