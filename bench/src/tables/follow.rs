@@ -84,6 +84,15 @@ static COMPUTING: Load = Load {
     memory_kib: 262_136,
 };
 
+/// What is stale of it is not worth sending: whoever sends it takes the guest's time, and gains nothing.
+static STORM: Load = Load {
+    name: "256m-storm",
+    title: "256m guest that rewrites 64M of random data as fast as it can",
+    program: Program::Pages("rewrite size=64M rate=max sweep=1"),
+    client: Client::Nobody,
+    memory_kib: 262_136,
+};
+
 const fn cell(load: &'static Load, aims: &'static [Aim]) -> Cell {
     Cell {
         load,
@@ -110,6 +119,10 @@ pub(super) static CELLS: &[Cell] = &[
         ..cell(&IDLE, &[Aim::Completes, Aim::AtMost(Metric::HoldCpuPercent, 2.0)])
     },
     Cell { contenders: &[&FOLLOW, &FOLLOW_ALL_DIRTY], ..cell(&COMPUTING, &[Aim::Completes, HARM]) },
+    Cell {
+        contenders: &[&FOLLOW, &FOLLOW_UNPREDICTED, &FOLLOW_ALL_DIRTY],
+        ..cell(&STORM, &[Aim::Completes, HARM])
+    },
     cell(&LARGE[0], &LARGE_EDIT),
     cell(&LARGE[1], &LARGE_MEDIA),
     cell(&LARGE[2], &LARGE_MEDIA),
