@@ -7,10 +7,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sterna_model::{PAGE_BYTES, Page, PageId};
+use sterna_model::{PAGE_BYTES, Page, PageHash, PageId};
 use sterna_page_codec::{
     BatchStats, Decoder, Effort, Encoder, EncoderConfig, Hint, Known, Level, MAX_BATCH_PAGES,
-    Missing, PageKey, PageStore, Stored, is_zero, page_hash,
+    Missing, PageKey, PageStore, Stored, is_zero, page_hash, page_hashes,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -26,10 +26,16 @@ fn main() -> Outcome<()> {
     let text: Vec<Page> = (0..PAGES).map(text_page).collect();
     let file = std::env::args_os().nth(1).map(file_pages).transpose()?;
     let zero = vec![[0; PAGE_BYTES]; PAGES as usize];
-    rate("hash", || {
+    rate("hash, one by one", || {
         random.iter().for_each(|page| {
             black_box(page_hash(&KEY, page));
         })
+    });
+    rate("hash, a batch at a time", || {
+        let mut hashes = [PageHash::ZERO; MAX_BATCH_PAGES];
+        for pages in random.chunks(MAX_BATCH_PAGES) {
+            page_hashes(&KEY, pages, black_box(&mut hashes));
+        }
     });
     rate("is_zero, zero pages", || {
         zero.iter().for_each(|page| {
@@ -65,10 +71,13 @@ fn round_trip(name: &str, pages: &[Page], effort: Effort) -> Outcome<()> {
     let mut store = Store::new();
     let [mut push, mut finish, mut decode] = [Duration::ZERO; 3];
     let mut wire = 0;
+    let mut hashes = [PageHash::ZERO; MAX_BATCH_PAGES];
     for batch in (0..PAGES).collect::<Vec<_>>().chunks(MAX_BATCH_PAGES) {
         let started = Instant::now();
-        for page in batch {
-            encoder.push(PageId(*page), &pages[*page as usize], Hint::Cold)?;
+        let contents = &pages[batch[0] as usize..][..batch.len()];
+        encoder.hash(contents, &mut hashes);
+        for (page, (content, hash)) in batch.iter().zip(contents.iter().zip(hashes)) {
+            encoder.push_hashed(PageId(*page), content, hash, Hint::Cold)?;
         }
         let pushed = Instant::now();
         let bytes = encoder.finish(effort).bytes;

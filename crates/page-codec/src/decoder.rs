@@ -12,9 +12,10 @@ use sterna_model::{PAGE_BYTES, Page, PageHash, PageId, ZERO_PAGE};
 
 use crate::bytes::Bytes;
 use crate::format::{Kind, MAX_BODY_BYTES, Record, Section, Sections, no_rest};
+use crate::lanes::LANES;
 use crate::pack::Unpacker;
 use crate::runs::{Coding, apply, check};
-use crate::{FormatError, NoMemory, PageKey, page_hash};
+use crate::{FormatError, NoMemory, PageKey, page_hash, page_hashes};
 
 /// What the store has of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -263,13 +264,10 @@ impl<'a, S: PageStore> Decoding<'a, S> {
             self.flush()?;
         }
         let rest = *self.section(section);
-        let content = self.section(section).take(PAGE_BYTES, "literal")?;
+        self.section(section).take(PAGE_BYTES, "literal")?;
         if !self.is_newer(page, entry.version) {
             self.outcome.outdated += 1;
             return self.flush();
-        }
-        if let Some(content) = content.first_chunk() {
-            self.check(page, entry.hash, content)?;
         }
         if self.entries.is_empty() {
             self.run = Run { first: page, section, contents: rest.all() };
@@ -278,13 +276,21 @@ impl<'a, S: PageStore> Decoding<'a, S> {
         Ok(())
     }
 
-    /// Writes the run of literals.
+    /// Writes the run of literals, if each is what its record says.
     fn flush(&mut self) -> Decoded<S> {
         if self.entries.is_empty() {
             return Ok(());
         }
         let first = self.run.first;
         let contents = &self.run.contents[..self.entries.len() * PAGE_BYTES];
+        let some = self.entries.chunks(LANES).zip(contents.chunks(LANES * PAGE_BYTES));
+        for (from, (entries, contents)) in (first.0..).step_by(LANES).zip(some) {
+            let mut hashes = [PageHash::ZERO; LANES];
+            page_hashes(self.key, contents.as_chunks().0, &mut hashes);
+            for (page, (entry, found)) in (from..).map(PageId).zip(entries.iter().zip(hashes)) {
+                expect_hash(page, entry.hash, found)?;
+            }
+        }
         let written = self.store.write_run(first, self.entries, contents);
         self.outcome.written += u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         self.entries.clear();
@@ -338,7 +344,7 @@ impl<'a, S: PageStore> Decoding<'a, S> {
     fn sparse(&mut self, page: PageId, entry: Stored, body: &[u8]) -> Decoded<S> {
         *self.page = ZERO_PAGE;
         apply(body, Coding::Xor, self.page)?;
-        self.check(page, entry.hash, self.page)?;
+        expect_hash(page, entry.hash, page_hash(self.key, self.page))?;
         self.write(page, entry)
     }
 
@@ -387,14 +393,6 @@ impl<'a, S: PageStore> Decoding<'a, S> {
         noted.map_err(|source| DecodeError::Store { page, source })
     }
 
-    fn check(&self, page: PageId, expected: PageHash, content: &Page) -> Decoded<S> {
-        let found = page_hash(self.key, content);
-        if found == expected {
-            return Ok(());
-        }
-        Err(DecodeError::Corrupt { page, expected, found })
-    }
-
     fn is_newer(&mut self, page: PageId, version: u32) -> bool {
         self.store.entry(page).is_none_or(|stored| stored.version < version)
     }
@@ -410,4 +408,12 @@ impl<'a, S: PageStore> Decoding<'a, S> {
             Section::Packed => &mut self.packed,
         }
     }
+}
+
+fn expect_hash<E: core::error::Error + 'static>(
+    page: PageId,
+    expected: PageHash,
+    found: PageHash,
+) -> Result<(), DecodeError<E>> {
+    if found == expected { Ok(()) } else { Err(DecodeError::Corrupt { page, expected, found }) }
 }

@@ -17,10 +17,9 @@ use sterna_model::{PAGE_BYTES, Page, PageHash, PageId, ZERO_PAGE};
 use crate::assembly::Assembly;
 use crate::bases::{Bases, Change};
 use crate::format::{Kind, MAX_BATCH_PAGES, Record, Section};
-use crate::hash::nonzero_page_hash;
 use crate::runs::encode_xor;
 use crate::slots::Heat;
-use crate::{Effort, Known, PageKey, is_zero};
+use crate::{Effort, Known, PageKey, page_hash, page_hashes};
 
 /// Longest sparse page: what is written of a page that is zero else. Beyond, zstd does better.
 const SPARSE_LIMIT_BYTES: usize = PAGE_BYTES / 8;
@@ -193,11 +192,30 @@ impl Encoder {
     /// # Errors
     /// When the batch is full, or the guest has no such page.
     pub fn push(&mut self, page: PageId, content: &Page, hint: Hint) -> Result<Pushed, PushError> {
-        if is_zero(content) {
+        self.push_hashed(page, content, page_hash(&self.key, content), hint)
+    }
+
+    /// What pages hash to in this move, for [`Encoder::push_hashed`] and [`Encoder::push_absent`]: many at a time are faster. Fills
+    /// `hashes`, of which there are as many as pages, or more.
+    pub fn hash(&self, pages: &[Page], hashes: &mut [PageHash]) {
+        page_hashes(&self.key, pages, hashes);
+    }
+
+    /// The same with the content's hash.
+    ///
+    /// # Errors
+    /// As [`Encoder::push`].
+    pub fn push_hashed(
+        &mut self,
+        page: PageId,
+        content: &Page,
+        hash: PageHash,
+        hint: Hint,
+    ) -> Result<Pushed, PushError> {
+        if hash == PageHash::ZERO {
             return self.push_zero(page, hint);
         }
         self.admit(page)?;
-        let hash = nonzero_page_hash(&self.key, content);
         let before = self.before(page);
         let pushed = match hint {
             Hint::Confirm => {
@@ -236,21 +254,20 @@ impl Encoder {
         Ok(Pushed::Zero)
     }
 
-    /// Adds that a page's content will follow in post-copy. With `content` that is said only of a page that is neither
-    /// zero nor what the destination has already; without, of any.
+    /// Adds that a page's content will follow in post-copy. With the content's `hash` that is said only of a page that is
+    /// neither zero nor what the destination has already; without, of any.
     ///
     /// # Errors
     /// When the batch is full, or the guest has no such page.
     pub fn push_absent(
         &mut self,
         page: PageId,
-        content: Option<&Page>,
+        hash: Option<PageHash>,
     ) -> Result<Pushed, PushError> {
-        if content.is_some_and(is_zero) {
+        if hash == Some(PageHash::ZERO) {
             return self.push_zero(page, Hint::Cold);
         }
         self.admit(page)?;
-        let hash = content.map(|content| nonzero_page_hash(&self.key, content));
         if hash.is_some() && hash == self.before(page) {
             self.counts.unchanged += 1;
             return Ok(Pushed::Unchanged);

@@ -5,7 +5,7 @@
 //! destination, one thread per connection owns a [`Decoder`] that gives the pages back to a [`PageStore`].
 //!
 //! ```text
-//!  guest page --> is_zero, page_hash --> what does the destination have? (Known, shared by all encoders)
+//!  guest pages --> is_zero, page_hashes --> what does the destination have? (Known, shared by all encoders)
 //!                                             |
 //!      zero | unchanged (nothing sent) | ref | delta (Bases: old contents, chunk digests) | literal | absent (post-copy)
 //!                                             v
@@ -35,6 +35,7 @@ mod format;
 mod governor;
 mod hash;
 mod known;
+mod lanes;
 mod pack;
 mod probe;
 mod runs;
@@ -47,7 +48,7 @@ pub use encoder::{
 };
 pub use format::{FormatError, MAX_BATCH_BYTES, MAX_BATCH_PAGES};
 pub use governor::{BatchFacts, Governor, Processors};
-pub use hash::{PageKey, is_zero, page_hash};
+pub use hash::{PageKey, is_zero, page_hash, page_hashes};
 pub use known::{Entry, Known};
 pub use pack::{Effort, Level};
 pub use state::{StateError, pack_state, unpack_state};

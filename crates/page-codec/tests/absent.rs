@@ -34,7 +34,8 @@ impl Pair {
     }
 
     fn announce(&mut self, page: u32, content: Option<&Page>) -> Pushed {
-        let pushed = self.encoder.push_absent(PageId(page), content).unwrap();
+        let hash = content.map(|content| page_hash(&KEY, content));
+        let pushed = self.encoder.push_absent(PageId(page), hash).unwrap();
         self.deliver();
         pushed
     }

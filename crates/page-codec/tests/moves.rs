@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use sterna_model::{PAGE_BYTES, PageId, ZERO_PAGE};
-use sterna_page_codec::{Decoder, Effort, Encoder, Hint, Known, Level, Pushed, Sent};
-use support::{Memory, decoder, encoder_with, random_page, text_page};
+use sterna_model::{PAGE_BYTES, Page, PageHash, PageId, ZERO_PAGE};
+use sterna_page_codec::{Decoder, Effort, Encoder, Hint, Known, Level, Pushed, Sent, page_hash};
+use support::{KEY, Memory, decoder, encoder_with, random_page, text_page};
 
 const PAGES: u32 = 48;
 const CONNECTIONS: usize = 3;
@@ -121,9 +121,14 @@ impl Move {
     }
 
     fn send(&mut self, connection: usize) {
-        for (page, hint) in self.claim(connection) {
-            let content = &self.source.pages[page.index()];
-            self.encoders[connection].push(page, content, hint).unwrap();
+        let claims = self.claim(connection);
+        let contents: Vec<Page> =
+            claims.iter().map(|(page, _)| self.source.pages[page.index()]).collect();
+        let mut hashes = vec![PageHash::ABSENT; claims.len()];
+        let encoder = &mut self.encoders[connection];
+        encoder.hash(&contents, &mut hashes);
+        for ((page, hint), (content, hash)) in claims.into_iter().zip(contents.iter().zip(hashes)) {
+            encoder.push_hashed(page, content, hash, hint).unwrap();
         }
         self.finish(connection);
     }
@@ -131,8 +136,8 @@ impl Move {
     fn announce(&mut self, connection: usize, read: u32) {
         for (page, _) in self.claim(connection) {
             let content = &self.source.pages[page.index()];
-            let content = (page.0 % 3 == read).then_some(content);
-            let pushed = self.encoders[connection].push_absent(page, content).unwrap();
+            let hash = (page.0 % 3 == read).then(|| page_hash(&KEY, content));
+            let pushed = self.encoders[connection].push_absent(page, hash).unwrap();
             if pushed == Pushed::Absent {
                 self.dirty.insert(page, Hint::Requested);
             }

@@ -8,6 +8,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use sterna_model::{Page, PageId, ZERO_PAGE};
 use sterna_page_codec::{
     Decoder, Effort, Encoder, EncoderConfig, Hint, Known, Level, MAX_BATCH_BYTES, Pushed, Sent,
+    page_hash,
 };
 
 use super::codec::{KEY, Memory, PAGES, content};
@@ -144,7 +145,7 @@ impl Moving {
             Told::Hot => self.encoder.push(page_id, content, Hint::Hot),
             Told::Confirm => self.encoder.push(page_id, content, Hint::Confirm),
             Told::Requested => self.encoder.push(page_id, content, Hint::Requested),
-            Told::Absent => self.encoder.push_absent(page_id, Some(content)),
+            Told::Absent => self.encoder.push_absent(page_id, Some(page_hash(&KEY, content))),
             Told::AbsentUnread => self.encoder.push_absent(page_id, None),
         };
         // Until the batch's fate is known it counts as on its way, but for a content that was only announced.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sterna_host::memory::{BlockMemory, MemoryError};
 use sterna_model::{BlockName, ByteCount, Layout, PAGE_BYTES, Page, PageHash, PageId, Root};
-use sterna_page_codec::{Missing, PageKey, PageStore, Stored, is_zero, page_hash};
+use sterna_page_codec::{Missing, PageKey, PageStore, Stored, page_hashes};
 
 use super::faulting::{Faulting, Lane};
 use super::recover::Present;
@@ -247,13 +247,15 @@ impl DestinationMemory {
     }
 
     fn compare(&self, first: u32, contents: &[u8], key: &PageKey) -> Result<(), String> {
-        for (page, content) in (first..).map(PageId).zip(contents.as_chunks::<PAGE_BYTES>().0) {
+        let pages = contents.as_chunks::<PAGE_BYTES>().0;
+        let mut hashes = [PageHash::ZERO; SWEEP_PAGES as usize];
+        page_hashes(key, pages, &mut hashes);
+        for (page, found) in (first..).map(PageId).zip(hashes.into_iter().take(pages.len())) {
             let expected = self.stored(page).map_or(PageHash::ZERO, |stored| stored.hash);
             // Its content follows, and is checked when it comes.
             if expected == PageHash::ABSENT {
                 continue;
             }
-            let found = if is_zero(content) { PageHash::ZERO } else { page_hash(key, content) };
             if expected != found {
                 return Err(format!(
                     "page {} differs when read again: expected {expected:?}, found {found:?}",

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use sterna_host::tls::{DataStream, FrameStreamError};
 use sterna_migration::source::Finish;
 use sterna_migration::tracker::{Claim, Cursor, Round};
-use sterna_model::{PAGE_BYTES, PageHash, Root};
+use sterna_model::{PAGE_BYTES, PageHash, PageId, Root};
 use sterna_page_codec::{BatchFacts, Encoder, Governor, Hint, MAX_BATCH_PAGES, PushError, Pushed};
 use sterna_wire::{FrameKind, FrameWriter};
 
@@ -258,44 +258,69 @@ impl Worker {
     }
 
     fn read_and_push(&mut self, scratch: &mut Scratch) -> Result<(), WorkerError> {
-        let Scratch { claims, contents } = scratch;
+        let read = self.read(scratch)?;
+        let Scratch { claims, tasks, contents, hashes } = scratch;
+        let contents = &contents.as_chunks::<PAGE_BYTES>().0[..read];
+        self.encoder.hash(contents, hashes);
+        let mut read = contents.iter().zip(&*hashes);
+        for (claim, task) in claims.iter().zip(&*tasks) {
+            match (task, task.reads().then(|| read.next()).flatten()) {
+                (Task::Send, Some((content, hash))) => {
+                    self.encoder.push_hashed(claim.page, content, *hash, self.hint(*claim))?;
+                }
+                // The guest stands: a page that was marked before stays as it is.
+                (Task::Mark, Some((_, hash))) => {
+                    if !self.shared.is_marked(claim.page) {
+                        self.mark(claim.page, Some(*hash))?;
+                    }
+                }
+                (Task::MarkUnseen, _) => self.mark(claim.page, None)?,
+                _ => drop(self.encoder.push_zero(claim.page, self.hint(*claim))?),
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, page: PageId, hash: Option<PageHash>) -> Result<(), PushError> {
+        if self.encoder.push_absent(page, hash)? == Pushed::Absent {
+            self.shared.mark(page);
+        }
+        Ok(())
+    }
+
+    /// Tells what is to be done with each claimed page, and reads those that have to be looked at, one behind the other. Gives
+    /// how many that are.
+    fn read(&self, scratch: &mut Scratch) -> Result<usize, WorkerError> {
+        let Scratch { claims, tasks, contents, .. } = scratch;
+        let mut read = 0;
         let mut rest = &claims[..];
+        tasks.clear();
         while let Some(first) = rest.first() {
             let run = run_length(rest, &self.shared.memory);
             let (now, later) = rest.split_at(run);
             rest = later;
-            if first.zero {
-                for claim in now {
-                    self.encoder.push_zero(claim.page, self.hint(*claim))?;
-                }
-                continue;
-            }
-            // A run lies in one block.
-            let marks = self.mode == Mode::Marking && self.shared.is_deferrable(first.page);
-            if marks && now.iter().all(|claim| self.shared.known.get(claim.page).is_none()) {
-                // The destination has nothing of them to compare with.
-                for claim in now {
-                    self.encoder.push_absent(claim.page, None)?;
-                    self.shared.mark(claim.page);
-                }
-                continue;
-            }
-            let contents = &mut contents[..run * PAGE_BYTES];
-            self.shared.memory.read(first.page, contents)?;
-            for (claim, content) in now.iter().zip(contents.as_chunks::<PAGE_BYTES>().0) {
-                if marks {
-                    // The guest stands: a page that was marked before stays as it is.
-                    if !self.shared.is_marked(claim.page)
-                        && self.encoder.push_absent(claim.page, Some(content))? == Pushed::Absent
-                    {
-                        self.shared.mark(claim.page);
-                    }
-                } else {
-                    self.encoder.push(claim.page, content, self.hint(*claim))?;
-                }
+            let task = self.task(now, *first);
+            tasks.resize(tasks.len() + run, task);
+            if task.reads() {
+                let into = &mut contents[read * PAGE_BYTES..][..run * PAGE_BYTES];
+                self.shared.memory.read(first.page, into)?;
+                read += run;
             }
         }
-        Ok(())
+        Ok(read)
+    }
+
+    /// Of a run, which lies in one block.
+    fn task(&self, run: &[Claim], first: Claim) -> Task {
+        let marks = self.mode == Mode::Marking && self.shared.is_deferrable(first.page);
+        let is_new = |claim: &Claim| self.shared.known.get(claim.page).is_none();
+        match marks {
+            _ if first.zero => Task::Zero,
+            // The destination has nothing of them to compare with.
+            true if run.iter().all(is_new) => Task::MarkUnseen,
+            true => Task::Mark,
+            false => Task::Send,
+        }
     }
 
     fn hint(&self, claim: Claim) -> Hint {
@@ -319,17 +344,42 @@ fn run_length(claims: &[Claim], memory: &SourceMemory) -> usize {
     claims.len().min(1) + claims.windows(2).take_while(alike).count()
 }
 
+/// What a claimed page is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// Zero, without a look.
+    Zero,
+    /// What it is.
+    Send,
+    /// Only marked, unless the destination has it.
+    Mark,
+    /// Only marked, without a look.
+    MarkUnseen,
+}
+
+impl Task {
+    const fn reads(self) -> bool {
+        matches!(self, Self::Send | Self::Mark)
+    }
+}
+
 /// A worker's buffers, kept from batch to batch.
 struct Scratch {
     claims: Vec<Claim>,
+    /// One for each claim.
+    tasks: Vec<Task>,
+    /// Of the claims that are read, and what they hash to.
     contents: Vec<u8>,
+    hashes: Vec<PageHash>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
         Self {
             claims: Vec::with_capacity(MAX_BATCH_PAGES),
+            tasks: Vec::with_capacity(MAX_BATCH_PAGES),
             contents: vec![0; MAX_BATCH_PAGES * PAGE_BYTES],
+            hashes: vec![PageHash::ZERO; MAX_BATCH_PAGES],
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use sterna_host::memory::{BlockMemory, MemoryError};
 use sterna_model::{PAGE_BYTES, PageHash, PageId};
-use sterna_page_codec::{PageKey, is_zero, page_hash};
+use sterna_page_codec::{PageKey, page_hashes};
 
 use super::{DestinationMemory, SWEEP_PAGES};
 
@@ -50,10 +50,11 @@ impl DestinationMemory {
         key: &PageKey,
     ) -> Result<(), MemoryError> {
         let pages = contents.as_chunks::<PAGE_BYTES>().0;
-        let numbered = (first.0..).map(PageId).zip(pages).zip(0_u64..);
-        for ((page, content), at) in numbered.filter(|((_, content), _)| !is_zero(content)) {
+        let mut hashes = [PageHash::ZERO; SWEEP_PAGES as usize];
+        page_hashes(key, pages, &mut hashes);
+        let numbered = (first.0..).map(PageId).zip(pages.iter().zip(hashes)).zip(0_u64..);
+        for ((page, (content, hash)), at) in numbered.filter(|one| one.0.1.1 != PageHash::ZERO) {
             memory.write_at(offset + at * PAGE_BYTES as u64, content)?;
-            let hash = page_hash(key, content);
             self.lock_of(page).replace(page, PageHash::ZERO, hash);
             self.set_hash(page, hash);
         }
@@ -97,7 +98,7 @@ impl DestinationMemory {
 mod tests {
     use super::*;
     use sterna_model::{BlockName, ByteCount, Layout, Page};
-    use sterna_page_codec::{PageStore as _, Stored};
+    use sterna_page_codec::{PageStore as _, Stored, page_hash};
 
     use crate::incoming::faulting::Lane;
     use crate::incoming::memory::Store;
