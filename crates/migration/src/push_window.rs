@@ -17,9 +17,9 @@ use core::time::Duration;
 use sterna_model::{ByteCount, PAGE_BYTES, Rate};
 
 /// What may wait in the link's queue, beyond what is on its way.
-const QUEUE: Duration = Duration::from_millis(2);
+const QUEUE: Duration = Duration::from_millis(1);
 /// What a larger window adds to the queue, at first.
-const PROBE: Duration = Duration::from_millis(8);
+const PROBE: Duration = Duration::from_millis(4);
 /// A larger window adds twice as much each time that it was of use, so often at most.
 const MAX_DOUBLINGS: u32 = 6;
 /// Stretches of time with a smaller window: until the queue is empty, and to measure.
