@@ -68,7 +68,7 @@ pub(super) fn each_written(
             category_inverted: PAGE_IS_PFNZERO,
             category_mask: PAGE_IS_PFNZERO,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT,
+            return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..Request::default()
         };
         // SAFETY: the request is laid out as the kernel has it and says its own size; the kernel writes to it, and at most
