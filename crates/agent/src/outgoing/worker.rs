@@ -263,19 +263,22 @@ impl Worker {
         let contents = &contents.as_chunks::<PAGE_BYTES>().0[..read];
         self.encoder.hash(contents, hashes);
         let mut read = contents.iter().zip(&*hashes);
+        let mut next = || read.next().ok_or_else(|| io::Error::other("fewer pages were read"));
         for (claim, task) in claims.iter().zip(&*tasks) {
-            match (task, task.reads().then(|| read.next()).flatten()) {
-                (Task::Send, Some((content, hash))) => {
+            match task {
+                Task::Zero => drop(self.encoder.push_zero(claim.page, self.hint(*claim))?),
+                Task::Send => {
+                    let (content, hash) = next()?;
                     self.encoder.push_hashed(claim.page, content, *hash, self.hint(*claim))?;
                 }
-                // The guest stands: a page that was marked before stays as it is.
-                (Task::Mark, Some((_, hash))) => {
+                Task::Mark => {
+                    let (_, hash) = next()?;
+                    // The guest stands: a page that was marked before stays as it is.
                     if !self.shared.is_marked(claim.page) {
                         self.mark(claim.page, Some(*hash))?;
                     }
                 }
-                (Task::MarkUnseen, _) => self.mark(claim.page, None)?,
-                _ => drop(self.encoder.push_zero(claim.page, self.hint(*claim))?),
+                Task::MarkUnseen => self.mark(claim.page, None)?,
             }
         }
         Ok(())
