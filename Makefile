@@ -28,7 +28,7 @@ test: deps guest lint ## everything that must hold: style, lints, unit tests, pr
 	@echo "== tests: units and properties, then guests that move between two agents on real QEMU (needs root)"
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --release $(LOCKED) --workspace --no-fail-fast $(TEST_ARGS)
 
-soak: deps guest ## the same tests, the long ones longer, every fault at every moment: some four hours
+soak: deps guest ## the same tests, the long ones longer, every fault at every moment: some seven hours
 	@echo "== soak: as make test, with more moves in a row, and every fault at every moment"
 	STERNA_SOAK=1 RUST_TEST_THREADS=$(TEST_THREADS) \
 	    $(CARGO) test --release $(LOCKED) --workspace --no-fail-fast $(TEST_ARGS)
