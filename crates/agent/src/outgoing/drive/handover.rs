@@ -26,17 +26,18 @@ impl Drive {
         if let Some(bulk) = self.bulk.as_ref().filter(|bulk| !bulk.is_idle()) {
             bulk.cut_short();
         }
-        if finish == Finish::PostCopy {
-            self.catch_up().await;
-        }
+        let keeps_up = finish != Finish::PostCopy || self.catch_up().await;
         self.clear_the_way().await;
-        if self.pace.bytes_per_second.is_some() {
-            self.wait_for_the_end_of_a_window().await;
-        }
         let Some(qemu) = &mut self.qemu else { return };
         if let Err(error) = qemu.keep_reading_end().await {
             return self.fact(Fact::QemuFailed(error.to_string()));
         }
+        if !keeps_up {
+            self.wait_for_a_look().await;
+        } else if self.pace.bytes_per_second.is_some() {
+            self.wait_for_the_end_of_a_window().await;
+        }
+        let Some(qemu) = &mut self.qemu else { return };
         let guest_ran = match qemu.observe_guest().await {
             Ok(Guest::Runs) => true,
             Ok(Guest::Paused) => false,

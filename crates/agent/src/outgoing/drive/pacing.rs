@@ -13,6 +13,7 @@ use sterna_migration::policy::RoundFacts;
 use sterna_model::{ByteCount, PAGE_BYTES, Rate};
 
 use super::Drive;
+use crate::outgoing::qemu::Progress;
 
 /// The least that QEMU may write per second: it then syncs a few times a second even if nothing is dirty.
 const MIN_PACE_BYTES_PER_SECOND: u64 = 20_000;
@@ -38,6 +39,10 @@ const LEAST_TIME: Duration = Duration::from_millis(500);
 const NEAR_THE_END: Duration = Duration::from_millis(300);
 /// What a QEMU tells with the guest stopped in some 20 ms.
 const TOLD_AT_ONCE: ByteCount = ByteCount(8 << 20);
+/// Four times as much as is untold in each window of 100 ms: neither that nor what is found next uses a window up.
+const AMPLE_WINDOWS_PER_SECOND: u64 = 40;
+/// The next look for dirty pages has ended by then, or is not waited for.
+const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 /// QEMU notices a new pace at the end of its 100 ms window; after this it has.
 const PACE_DEADLINE: Duration = Duration::from_millis(150);
 
@@ -182,12 +187,10 @@ impl Drive {
 
     /// What a paced QEMU knows to be dirty and has not told.
     async fn untold(&self) -> ByteCount {
-        match &self.qemu {
-            Some(qemu) if self.pace.bytes_per_second.is_some() => {
-                ByteCount(qemu.progress().await.map_or(0, |now| now.remaining_bytes))
-            }
-            _ => ByteCount(0),
+        if self.pace.bytes_per_second.is_none() {
+            return ByteCount(0);
         }
+        ByteCount(self.progress().await.map_or(0, |now| now.remaining_bytes))
     }
 
     /// Whether QEMU may look for dirty pages as often as it can while the guest runs. Under TCG each look can miss a write
@@ -227,18 +230,44 @@ impl Drive {
     }
 
     /// Before a stop whose pages need not be sent: a paced QEMU tells nearly all that it knows to be dirty while the guest
-    /// still runs. With the guest stopped that would take its time: 75,000 pages took 560 ms.
-    pub(super) async fn catch_up(&mut self) {
+    /// still runs. With the guest stopped that would take its time: 75,000 pages took 560 ms. False where the guest writes
+    /// as fast as QEMU tells.
+    pub(super) async fn catch_up(&mut self) -> bool {
         let mut untold = self.untold().await;
         while untold > TOLD_AT_ONCE {
             self.set_pace(untold.0.saturating_mul(10).min(MAX_PACE_BYTES_PER_SECOND)).await;
             tokio::time::sleep(PACE_DEADLINE).await;
             let before = std::mem::replace(&mut untold, self.untold().await);
-            // The guest writes as fast as QEMU tells.
             if untold.0 > before.0 / 4 * 3 {
-                break;
+                return false;
             }
         }
+        true
+    }
+
+    /// Just before the stop of a guest that writes as fast as QEMU tells: a look for dirty pages has just ended, so that
+    /// QEMU has only to tell what it knows. The look itself takes longer than that, under TCG some 10 µs a page, and the
+    /// guest hardly runs meanwhile; made after the stop, it would be seconds of downtime.
+    pub(super) async fn wait_for_a_look(&mut self) {
+        let Some(before) = self.progress().await else { return };
+        if !self.pace.unleashed {
+            let pace = before.remaining_bytes.saturating_mul(AMPLE_WINDOWS_PER_SECOND);
+            self.set_pace(pace.clamp(FIRST_PACE_BYTES_PER_SECOND, MAX_PACE_BYTES_PER_SECOND)).await;
+            tokio::time::sleep(PACE_DEADLINE).await;
+        }
+        let Some(before) = self.progress().await else { return };
+        let begun = Instant::now();
+        while begun.elapsed() < LOOK_DEADLINE {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            match self.progress().await {
+                Some(now) if now.syncs == before.syncs => {}
+                _ => return,
+            }
+        }
+    }
+
+    async fn progress(&self) -> Option<Progress> {
+        self.qemu.as_ref()?.progress().await.ok()
     }
 
     /// Just before the stop: nothing is under way that the last pages would have to wait for, and QEMU is let go where
