@@ -154,7 +154,8 @@ impl Feed {
         for command in commands {
             self.writer.command(&mut self.out, *command);
         }
-        let discarded = self.writer.discard(&mut self.out, faulting.runs());
+        // The pages are holes already (`Store::write_absent`); QEMU wants to hear of one at least.
+        let discarded = self.writer.discard(&mut self.out, faulting.runs().into_iter().take(1));
         discarded.map_err(|error| error.to_string())?;
         let packed = self.writer.package(&mut self.out, tail, return_path::LOADED);
         packed.map_err(|error| error.to_string())?;

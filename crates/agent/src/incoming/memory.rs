@@ -5,6 +5,8 @@
 //! differences are applied only to what they were made against, and the root is there without reading anything again.
 
 mod adopting;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -43,6 +45,16 @@ pub(super) struct DestinationMemory {
 struct DestinationBlock {
     memory: BlockMemory,
     shared: bool,
+}
+
+impl DestinationBlock {
+    /// How many pages from this one on, at this offset, lie in one stripe and this block: if all are newer than what is
+    /// there, they are written or thrown away by one call.
+    fn pages_at_once(&self, page: PageId, offset: u64) -> u32 {
+        let in_stripe = STRIPE_PAGES - page.index() % STRIPE_PAGES;
+        let in_block = (self.memory.length_bytes() - offset) / PAGE_BYTES as u64;
+        u32::try_from(in_block.min(in_stripe as u64)).unwrap_or(u32::MAX)
+    }
 }
 
 impl DestinationMemory {
@@ -345,18 +357,14 @@ impl PageStore for Store<'_> {
             return Ok(());
         }
         let numbers = first.0..;
-        // One write for each part of the run that lies in one stripe and one block, all its pages newer.
         let mut begun = 0;
         while begun < entries.len() {
             let page = PageId(numbers.start + u32::try_from(begun).unwrap_or(u32::MAX));
             let (block, offset) = self.0.place(page)?;
             let mut root = self.0.lock_of(page);
-            let in_stripe = STRIPE_PAGES - page.index() % STRIPE_PAGES;
-            let in_block =
-                usize::try_from((block.memory.length_bytes() - offset) / PAGE_BYTES as u64)
-                    .unwrap_or(usize::MAX);
+            let limit = block.pages_at_once(page, offset) as usize;
             let mut count = 0;
-            while count < in_stripe.min(in_block).min(entries.len() - begun) {
+            while count < limit.min(entries.len() - begun) {
                 let next = PageId(page.0 + u32::try_from(count).unwrap_or(u32::MAX));
                 let newer = self
                     .0
@@ -397,10 +405,26 @@ impl PageStore for Store<'_> {
         Ok(())
     }
 
+    /// What is there is stale, and goes at once: a hole is what lets QEMU ask. Told by QEMU's stream instead, each run would
+    /// cost the stopped guest two system calls in one thread.
     fn write_absent(&mut self, first: PageId, count: u32, version: u32) -> Result<(), MemoryError> {
-        for page in (first.0..first.0.saturating_add(count)).map(PageId) {
-            let entry = Stored { version, hash: PageHash::ABSENT };
-            self.0.note(page, entry, &mut self.0.lock_of(page));
+        if self.0.faulting().is_some() {
+            // The guest runs on what is there.
+            return Ok(());
+        }
+        let entry = Stored { version, hash: PageHash::ABSENT };
+        let (mut begun, end) = (first.0, first.0.saturating_add(count));
+        while begun < end {
+            let page = PageId(begun);
+            let (block, offset) = self.0.place(page)?;
+            let mut root = self.0.lock_of(page);
+            let limit = end.min(begun.saturating_add(block.pages_at_once(page, offset)));
+            let mut next = begun;
+            while next < limit && self.0.note(PageId(next), entry, &mut root) {
+                next += 1;
+            }
+            block.memory.punch(offset, u64::from(next - begun) * PAGE_BYTES as u64)?;
+            begun = next.max(begun + 1);
         }
         Ok(())
     }
