@@ -2,10 +2,17 @@
 
 use std::path::PathBuf;
 
-use sterna_e2e::{Guest, HostSetup, QEMU, Result, Setup, Vm, can_run_here, qemu10, story};
+use sterna_e2e::{
+    Guest, HostSetup, QEMU, Result, Setup, Vm, can_run_here, expect_that, qemu10, story,
+};
+use sterna_model::Rate;
 
 const LOAD: &str = "uniform size=16M rate=4M sweep=30";
 
+/// Writes at more than twice the rate of [`LINK`]: only post-copy ends.
+const BUSY: &str = "uniform size=48M rate=30M sweep=30";
+/// 100 Mbit/s.
+const LINK: Rate = Rate { bytes_per_second: 12_500_000 };
 /// A machine type that both have.
 const OLD_MACHINE: &str = "pc-i440fx-7.2";
 
@@ -38,6 +45,27 @@ fn from_qemu_10_to_10_with_its_own_machines() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The guest is handed over before all its memory is there, from an old QEMU to a new one and among new ones.
+#[test]
+fn post_copy_to_and_among_qemu_10() -> Result<()> {
+    let Some(newer) = newer_qemu()? else { return Ok(()) };
+    for (program, machine) in [(PathBuf::from(QEMU), OLD_MACHINE), (newer.clone(), "pc")] {
+        let paths = vec![(program.clone(), newer.clone())];
+        let setup = Setup { beta: HostSetup { paths, ..HostSetup::default() }, ..Setup::default() };
+        story(&setup, |pair| {
+            let guest = Guest::new("busy").program(&program).machine(machine).load(BUSY);
+            let mut vm = Vm::start(pair, &guest)?;
+            pair.world().shape(LINK)?;
+            let moved = vm.migrate(pair, &["--strategy", "three-stage"])?;
+            expect_that(moved.number("/requests")? > 0.0, "requests", "some", &moved.report)?;
+            let sends = moved.number("/max_sends_per_page")?;
+            expect_that(sends <= 2.0, "max_sends_per_page", "at most 2", sends)?;
+            vm.check_works()
+        })?;
+    }
+    Ok(())
 }
 
 /// QEMU 10 where it can be had. It comes through the network, so that even CI only tries.
