@@ -70,6 +70,8 @@ pub enum Round {
     Later,
     /// As [`Round::Later`], and of that only what changed more than once: the guest will want it soonest.
     Hot,
+    /// As [`Round::Later`], and of that only what is not known to be zero; the rest stays in the round.
+    Content,
 }
 
 impl Tracker {
@@ -237,6 +239,10 @@ impl Tracker {
         match round {
             Round::Later => (self.round[word].load(Ordering::Acquire), 0),
             Round::Hot => (self.hot(word, self.round[word].load(Ordering::Acquire)), 0),
+            Round::Content => {
+                let zeros = self.zero[word].load(Ordering::Acquire);
+                (self.round[word].load(Ordering::Acquire) & !zeros, 0)
+            }
             Round::First => {
                 let marked = self.dirty[word].load(Ordering::Acquire);
                 let late = self.hot(word, marked);
@@ -326,6 +332,24 @@ mod tests {
             all.extend(some);
         }
         all
+    }
+
+    #[test]
+    fn pages_that_are_zero_stay_in_a_round_of_content() {
+        let tracker = Tracker::new(200, 1);
+        for (page, zero) in [(3, false), (4, true), (150, true), (151, false)] {
+            tracker.report(PageId(page), zero);
+        }
+        assert_eq!(tracker.begin_round(), 4);
+        let pages =
+            |claims: Vec<Claim>| claims.iter().map(|claim| claim.page.0).collect::<Vec<_>>();
+        assert_eq!(pages(claim_all(&tracker, Round::Content, 0, 10)), [3, 151]);
+        // One of them is written meanwhile.
+        tracker.report(PageId(150), false);
+        assert_eq!(tracker.begin_round(), 2);
+        assert_eq!(pages(claim_all(&tracker, Round::Content, 0, 10)), [150]);
+        let left = claim_all(&tracker, Round::Later, 0, 10);
+        assert_eq!(left, [Claim { page: PageId(4), zero: true, hot: false }]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use sterna_page_codec::{Known, Processors};
 
 use super::limiter::Limiter;
 use super::links::{Connected, Links, Reports, Settings, UrgentLink, start_urgent, start_worker};
+use super::looks::Looks;
 use super::memory::SourceMemory;
 use super::shared::{InFlight, Shared, Totals};
 use super::worker::{Order, RoundDone};
@@ -232,6 +233,22 @@ impl Bulk {
         }
     }
 
+    /// Lets the workers mark what is stale and may follow, while the guest still runs: little is left for
+    /// [`Bulk::begin_last`] then, when it stands. What changes meanwhile is stale all the same.
+    pub(super) fn begin_to_mark(&mut self) {
+        if self.is_idle() && self.shared.tracker.first_pass_over() && !self.verify_full {
+            self.shared.cut_short(false);
+            self.shared.tracker.begin_round();
+            self.shared.begins_to_mark(self.workers.len());
+            self.order(self.round.number + 1, Order::MarkAhead);
+        }
+    }
+
+    /// Whether they are still at it.
+    pub(super) fn is_marking(&self) -> bool {
+        self.shared.is_marking()
+    }
+
     /// Lets the workers send all that is left, or mark what may follow, with the guest stopped. With `--verify full` they
     /// read all memory for that: what the destination has is not sent again, and what it has not, though QEMU did not
     /// report it, is. The root is then that of what is in memory.
@@ -241,7 +258,8 @@ impl Bulk {
             self.mark_all();
         }
         self.shared.tracker.begin_round();
-        self.order(self.round.number + 1, Order::Last(finish));
+        let looks = (!self.verify_full).then(Looks::default);
+        self.order(self.round.number + 1, Order::Last { finish, looks });
     }
 
     /// Lets the workers send what the guest lacks at the destination, while it runs there.

@@ -96,6 +96,7 @@ pub(super) fn start_worker(
         orders: inbox,
         reports: Box::new(move |report| reports(number, report)),
         mode: Mode::default(),
+        looks: None,
     };
     let spawned =
         thread::Builder::new().name(format!("sterna-send-{number}")).spawn(move || worker.run());

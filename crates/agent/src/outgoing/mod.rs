@@ -11,6 +11,7 @@ mod gauge;
 mod harm;
 mod limiter;
 mod links;
+mod looks;
 mod memory;
 mod pacer;
 mod post_copy;

@@ -62,6 +62,8 @@ pub(super) struct Shared {
     cut_short: AtomicBool,
     /// Pages go whole, whatever the destination has: a measurement wants it.
     unchecked: AtomicBool,
+    /// Workers that are marking pages ahead of the stop.
+    marking: AtomicUsize,
 }
 
 /// Pages that the destination asked for again.
@@ -100,6 +102,7 @@ impl Shared {
             abandoned: AtomicBool::new(false),
             cut_short: AtomicBool::new(false),
             unchecked: AtomicBool::new(false),
+            marking: AtomicUsize::new(0),
         }
     }
 
@@ -117,6 +120,21 @@ impl Shared {
     /// Whether the job is over.
     pub(super) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// So many workers begin to mark pages ahead of the stop.
+    pub(super) fn begins_to_mark(&self, workers: usize) {
+        self.marking.store(workers, Ordering::Release);
+    }
+
+    /// One of them is through, and has said so.
+    pub(super) fn has_marked(&self) {
+        self.marking.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether any is still at it.
+    pub(super) fn is_marking(&self) -> bool {
+        self.marking.load(Ordering::Acquire) > 0
     }
 
     /// Whether the round is to end before its time.
@@ -164,14 +182,9 @@ impl Shared {
 
     /// How often the page was marked absent: once, or never.
     pub(super) fn marks_of(&self, page: PageId) -> usize {
-        usize::from(self.is_marked(page))
-    }
-
-    /// Whether the page was marked absent.
-    pub(super) fn is_marked(&self, page: PageId) -> bool {
         let word =
             self.marked.get(page.index() / 64).map_or(0, |word| word.load(Ordering::Relaxed));
-        word >> (page.index() % 64) & 1 != 0
+        usize::from(word >> (page.index() % 64) & 1 != 0)
     }
 
     /// Notes that the page was marked absent.

@@ -16,6 +16,7 @@ use sterna_model::{PAGE_BYTES, PageHash, PageId, Root};
 use sterna_page_codec::{BatchFacts, Encoder, Governor, Hint, MAX_BATCH_PAGES, PushError, Pushed};
 use sterna_wire::{FrameKind, FrameWriter};
 
+use super::looks::Looks;
 use super::memory::SourceMemory;
 use super::shared::{InFlight, Shared};
 
@@ -31,8 +32,15 @@ const IDLE_WAIT: Duration = Duration::from_secs(60);
 pub(super) enum Order {
     /// Send the pages of a round.
     Round(Round),
+    /// The guest is about to be stopped: mark what is stale and may follow later.
+    MarkAhead,
     /// Send the pages of the last round, and compute the root of what was sent.
-    Last(Finish),
+    Last {
+        /// Whether what is stale may follow later.
+        finish: Finish,
+        /// How it is found out whether to look at pages that are only marked; none: all are looked at.
+        looks: Option<Looks>,
+    },
     /// The guest runs at the destination: send the pages that it lacks, each so that it can be understood by itself.
     Push,
 }
@@ -87,6 +95,8 @@ pub(super) struct Worker {
     pub reports: Box<dyn Fn(Report) + Send>,
     /// How it sends.
     pub mode: Mode,
+    /// What its looks have found in this stop; none when it looks at all pages.
+    pub looks: Option<Looks>,
 }
 
 /// How a worker sends pages.
@@ -95,10 +105,18 @@ pub(super) enum Mode {
     /// With the help of what the destination has.
     #[default]
     Related,
+    /// Those that may follow later are marked; others stay as they are.
+    MarkingAhead,
     /// Those that may follow later are only marked.
     Marking,
     /// Each by itself: the guest runs at the destination, and changes what is there.
     Alone,
+}
+
+impl Mode {
+    const fn marks(self) -> bool {
+        matches!(self, Self::MarkingAhead | Self::Marking)
+    }
 }
 
 /// Why a worker cannot go on.
@@ -126,10 +144,15 @@ impl Worker {
             };
             let done = match order {
                 Order::Round(round) => self.round(round, &mut scratch),
-                Order::Last(finish) => self.last(finish, &mut scratch),
+                Order::MarkAhead => self.mark_ahead(&mut scratch),
+                Order::Last { finish, looks } => {
+                    self.looks = looks;
+                    self.last(finish, &mut scratch)
+                }
                 Order::Push => self.push(&mut scratch),
             };
             let failed = done.is_err();
+            let marks_ahead = order == Order::MarkAhead;
             (self.reports)(match done {
                 Ok(done) => Report::RoundDone(done),
                 Err(error @ (WorkerError::Memory(_) | WorkerError::Encode(_))) => {
@@ -137,6 +160,9 @@ impl Worker {
                 }
                 Err(error) => Report::Failed(error.to_string()),
             });
+            if marks_ahead {
+                self.shared.has_marked();
+            }
             if failed {
                 return;
             }
@@ -187,6 +213,12 @@ impl Worker {
         }
     }
 
+    fn mark_ahead(&mut self, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
+        self.mode = Mode::MarkingAhead;
+        self.looks = Some(Looks::default());
+        self.round(Round::Content, scratch)
+    }
+
     fn last(&mut self, finish: Finish, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
         if finish == Finish::PostCopy {
             self.mode = Mode::Marking;
@@ -217,7 +249,18 @@ impl Worker {
         if self.mode == Mode::Alone {
             limit = self.shared.pacer.batch_pages(limit);
         }
-        self.shared.tracker.claim(round, cursor, limit, &mut scratch.claims)
+        let held_back = self.shared.tracker.claim(round, cursor, limit, &mut scratch.claims);
+        if self.mode == Mode::MarkingAhead {
+            scratch.claims.retain(|claim| {
+                // A page that is sent now might be sent once more after the stop.
+                let follows = !claim.zero && self.shared.is_deferrable(claim.page);
+                if !follows {
+                    self.shared.tracker.give_back(claim.page);
+                }
+                follows
+            });
+        }
+        held_back
     }
 
     /// Sends the claimed pages; gives the bytes that went to the connection.
@@ -238,7 +281,7 @@ impl Worker {
         let wire_bytes = (batch.bytes.len() + sterna_wire::HEADER_BYTES) as u64;
         let turn = match self.mode {
             Mode::Alone => Some(self.shared.pacer.turn(wire_bytes)),
-            Mode::Related | Mode::Marking => {
+            Mode::Related | Mode::MarkingAhead | Mode::Marking => {
                 self.in_flight.push(self.frames.frames(), batch.sent);
                 None
             }
@@ -273,28 +316,35 @@ impl Worker {
                 }
                 Task::Mark => {
                     let (_, hash) = next()?;
-                    // The guest stands: a page that was marked before stays as it is.
-                    if !self.shared.is_marked(claim.page) {
-                        self.mark(claim.page, Some(*hash))?;
+                    let follows = self.mark(claim.page, Some(*hash))?;
+                    if let Some(looks) = &mut self.looks {
+                        looks.note(!follows);
                     }
                 }
-                Task::MarkUnseen => self.mark(claim.page, None)?,
+                Task::MarkUnseen => drop(self.mark(claim.page, None)?),
             }
         }
         Ok(())
     }
 
-    fn mark(&mut self, page: PageId, hash: Option<PageHash>) -> Result<(), PushError> {
-        if self.encoder.push_absent(page, hash)? == Pushed::Absent {
+    /// Tells whether the page follows.
+    fn mark(&mut self, page: PageId, hash: Option<PageHash>) -> Result<bool, PushError> {
+        // A page that was marked before stays as it is.
+        if self.shared.known.get(page).is_some_and(|entry| entry.hash == PageHash::ABSENT) {
+            return Ok(true);
+        }
+        let follows = self.encoder.push_absent(page, hash)? == Pushed::Absent;
+        if follows {
             self.shared.mark(page);
         }
-        Ok(())
+        Ok(follows)
     }
 
     /// Tells what is to be done with each claimed page, and reads those that have to be looked at, one behind the other. Gives
     /// how many that are.
-    fn read(&self, scratch: &mut Scratch) -> Result<usize, WorkerError> {
+    fn read(&mut self, scratch: &mut Scratch) -> Result<usize, WorkerError> {
         let Scratch { claims, tasks, contents, .. } = scratch;
+        let looks = !self.mode.marks() || self.looks.as_mut().is_none_or(Looks::pay);
         let mut read = 0;
         let mut rest = &claims[..];
         tasks.clear();
@@ -302,7 +352,7 @@ impl Worker {
             let run = run_length(rest, &self.shared.memory);
             let (now, later) = rest.split_at(run);
             rest = later;
-            let task = self.task(now, *first);
+            let task = self.task(now, *first, looks);
             tasks.resize(tasks.len() + run, task);
             if task.reads() {
                 let into = &mut contents[read * PAGE_BYTES..][..run * PAGE_BYTES];
@@ -314,13 +364,16 @@ impl Worker {
     }
 
     /// Of a run, which lies in one block.
-    fn task(&self, run: &[Claim], first: Claim) -> Task {
-        let marks = self.mode == Mode::Marking && self.shared.is_deferrable(first.page);
-        let is_new = |claim: &Claim| self.shared.known.get(claim.page).is_none();
+    fn task(&self, run: &[Claim], first: Claim, looks: bool) -> Task {
+        let marks = self.mode.marks() && self.shared.is_deferrable(first.page);
+        let has_nothing = |claim: &Claim| {
+            let known = self.shared.known.get(claim.page);
+            known.is_none_or(|entry| entry.hash == PageHash::ABSENT)
+        };
         match marks {
             _ if first.zero => Task::Zero,
             // The destination has nothing of them to compare with.
-            true if run.iter().all(is_new) => Task::MarkUnseen,
+            true if !looks || run.iter().all(has_nothing) => Task::MarkUnseen,
             true => Task::Mark,
             false => Task::Send,
         }

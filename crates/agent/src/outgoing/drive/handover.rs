@@ -26,6 +26,9 @@ impl Drive {
         if let Some(bulk) = self.bulk.as_ref().filter(|bulk| !bulk.is_idle()) {
             bulk.cut_short();
         }
+        if finish == Finish::PostCopy {
+            self.mark_ahead().await;
+        }
         let keeps_up = finish != Finish::PostCopy || self.catch_up().await;
         self.clear_the_way().await;
         let Some(qemu) = &mut self.qemu else { return };
@@ -69,6 +72,17 @@ impl Drive {
             // The end of that stream is, or will be, reported by its reader.
             Ok(Stop::TooLate) => {}
             Err(error) => self.fact(Fact::QemuFailed(error.to_string())),
+        }
+    }
+
+    /// What is stale now and may follow is marked while the guest runs: the destination throws it away, which takes longer
+    /// than marking, and with the guest stopped only what it has dirtied since is left.
+    async fn mark_ahead(&mut self) {
+        let Some(bulk) = &mut self.bulk else { return };
+        bulk.begin_to_mark();
+        let begun = Instant::now();
+        while bulk.is_marking() && begun.elapsed() < LINK_DRAINS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
