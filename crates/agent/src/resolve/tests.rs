@@ -343,6 +343,11 @@ async fn a_source_whose_job_is_over_serves_again_by_decision() {
     tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap();
     assert!(qemu.runs() && !monitor.was_told("cont") && !monitor.was_told("quit"));
     assert_eq!(vm(&agent, "web").record().job_under_way(), Some(&job_1()));
+    // The phase is shown just before its record is durable.
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
+    while alpha.story().ended.is_some() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let story = alpha.story();
     assert!(!story.is_settled() && story.ended.is_none());
     assert_eq!(story.side, Side::Source(Serving), "and a restart goes on with it");
