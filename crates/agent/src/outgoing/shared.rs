@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sterna_migration::tracker::Tracker;
@@ -51,8 +51,8 @@ pub(super) struct Shared {
     pub pacer: Pacer,
     /// Pages that may follow in post-copy: those of blocks that the destination's QEMU shares with its agent.
     deferrable: Vec<Range<u32>>,
-    /// Pages that were marked absent: a mark counts as a version and is no send.
-    marked: Box<[AtomicU64]>,
+    /// How often each page was marked absent: a mark counts as a version and is no send.
+    marks: Box<[AtomicU8]>,
     requested: Requested,
     /// The machine's processors are all taken.
     processors_taken: AtomicBool,
@@ -87,7 +87,7 @@ impl Shared {
         limiter: Limiter,
         deferrable: Vec<Range<u32>>,
     ) -> Self {
-        let words = (known.pages() as usize).div_ceil(64);
+        let marks = (0..known.pages()).map(|_| AtomicU8::new(0)).collect();
         Self {
             tracker,
             memory,
@@ -96,7 +96,7 @@ impl Shared {
             limiter,
             pacer: Pacer::default(),
             deferrable,
-            marked: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            marks,
             requested: Requested::default(),
             processors_taken: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
@@ -180,17 +180,15 @@ impl Shared {
         self.tracker.give_back(page);
     }
 
-    /// How often the page was marked absent: once, or never.
+    /// How often the page was marked absent: once, or more often where QEMU forestalled a stop.
     pub(super) fn marks_of(&self, page: PageId) -> usize {
-        let word =
-            self.marked.get(page.index() / 64).map_or(0, |word| word.load(Ordering::Relaxed));
-        usize::from(word >> (page.index() % 64) & 1 != 0)
+        self.marks.get(page.index()).map_or(0, |marks| marks.load(Ordering::Relaxed).into())
     }
 
-    /// Notes that the page was marked absent.
+    /// Notes that the page was marked absent, by the worker whose page it is.
     pub(super) fn mark(&self, page: PageId) {
-        if let Some(word) = self.marked.get(page.index() / 64) {
-            word.fetch_or(1 << (page.index() % 64), Ordering::Relaxed);
+        if let Some(marks) = self.marks.get(page.index()) {
+            marks.store(marks.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
         }
     }
 

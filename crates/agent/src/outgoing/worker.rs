@@ -143,7 +143,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let done = match order {
-                Order::Round(round) => self.round(round, &mut scratch),
+                Order::Round(round) => self.send_round(round, &mut scratch),
                 Order::MarkAhead => self.mark_ahead(&mut scratch),
                 Order::Last { finish, looks } => {
                     self.looks = looks;
@@ -169,6 +169,16 @@ impl Worker {
         }
         // The destination learns that nothing more will come; that the link may be gone by now does not matter.
         let _ = self.link.finish();
+    }
+
+    fn send_round(
+        &mut self,
+        round: Round,
+        scratch: &mut Scratch,
+    ) -> Result<RoundDone, WorkerError> {
+        // After a stop that QEMU forestalled it marks no longer.
+        self.mode = Mode::Related;
+        self.round(round, scratch)
     }
 
     fn round(&mut self, round: Round, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
@@ -220,9 +230,10 @@ impl Worker {
     }
 
     fn last(&mut self, finish: Finish, scratch: &mut Scratch) -> Result<RoundDone, WorkerError> {
-        if finish == Finish::PostCopy {
-            self.mode = Mode::Marking;
-        }
+        self.mode = match finish {
+            Finish::PreCopy => Mode::Related,
+            Finish::PostCopy => Mode::Marking,
+        };
         let mut done = self.round(Round::Later, scratch)?;
         for page in self.shared.tracker.pages_of(self.number) {
             let hash = self.shared.known.get(page).map_or(PageHash::ZERO, |entry| entry.hash);
