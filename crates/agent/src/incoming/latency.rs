@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Steps in each power of two: a percentile is at most this part (an eighth) too high.
-const STEPS: usize = 8;
+/// Steps in each power of two: a percentile is at most this part (a thirty-second) too high.
+const STEPS: usize = 32;
 const BUCKETS: usize = 32 * STEPS;
 
 /// See the module.
@@ -78,7 +78,7 @@ mod tests {
         (1..=1000).for_each(|us| latency.note(Duration::from_micros(us)));
         for (percent, exact) in [(1, 10), (50, 500), (99, 990), (100, 1000)] {
             let told = latency.percentile_us(percent);
-            assert!(told >= exact && told <= exact + exact / 8 + 1, "{percent}: {told}");
+            assert!(told >= exact && told <= exact + exact / 32 + 1, "{percent}: {told}");
         }
         assert_eq!(latency.max_us(), 1000);
         latency.note(Duration::MAX);
